@@ -1,0 +1,212 @@
+"""Experiment cards: read the file, apply the command line's overrides, unfold runs × seeds."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.experiment import (
+    Experiment,
+    SetupError,
+    build,
+    defaults,
+    fit,
+    schema,
+    unknown_key,
+)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One training: a run of the card with one seed, and the folder that it owns."""
+
+    run: str  # "" where the card has no runs
+    seed: int
+    folder: Path
+    experiment: Experiment
+    config: dict[str, Any]  # the same as plain JSON values, for files and comparisons
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.run}/seed{self.seed}" if self.run else f"seed{self.seed}"
+
+
+# ------------------------------------------------------------------------- reading
+
+
+def _call(get_config: Any, argument: str, path: Path) -> Any:
+    if argument and not inspect.signature(get_config).parameters:
+        raise SetupError(f"{path} takes no argument, got {argument!r}")
+    try:
+        return get_config(argument) if argument else get_config()
+    except (ValueError, TypeError, KeyError) as error:
+        raise SetupError(f"{path}: get_config({argument!r}): {error}") from error
+
+
+def read(place: str) -> dict[str, Any]:
+    """The nested dict that `path.py` or `path.py:argument` describes.
+
+    Raises:
+        SetupError: no such file, no get_config in it, or get_config refuses the argument.
+    """
+    file, _, argument = place.partition(".py:")
+    path = Path(file if file.endswith(".py") else file + ".py") if argument else Path(place)
+    if not path.is_file():
+        raise SetupError(f"no config file {str(path)!r}; `python -m launch list` shows the cards")
+    spec = importlib.util.spec_from_file_location(f"_card_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SetupError(f"config file {str(path)!r} is no Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise SetupError(f"{path} has no get_config()")
+    card = _call(module.get_config, argument, path)
+    return card.to_dict() if hasattr(card, "to_dict") else dict(card)
+
+
+def first_line(path: Path) -> str:
+    """The first line of a card's docstring, without importing it."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+# ------------------------------------------------------------------------- overriding
+
+
+def _dotted(values: Mapping, prefix: str) -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{prefix}.{name}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}.{name}")
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def parse(text: str, current: Any, key: str, *, optional: bool = False) -> Any:
+    """`text` of the command line as the type of the card's `current` value.
+
+    `optional` allows None. Where the card holds None, any Python literal or a bare word will do.
+
+    Raises:
+        SetupError: the text is of another type.
+    """
+    if current is None or (optional and text == "None"):
+        return _literal(text)
+    if isinstance(current, str):
+        value = _literal(text)
+        return value if isinstance(value, str) else text
+    value = {"true": True, "false": False}.get(text.lower(), _literal(text))
+    kinds = {list: tuple, dict: Mapping}
+    if isinstance(value, str) and isinstance(current, float):
+        value = float(text) if text.lower() in ("inf", "-inf", "nan") else value
+    fitted = fit(value, kinds.get(type(current), type(current)), key)
+    return type(current)(fitted) if isinstance(current, list | dict) else fitted
+
+
+def override(values: dict[str, Any], key: str, text: str) -> None:
+    """Set the dotted `key` of the nested `values` in place.
+
+    Raises:
+        SetupError: the key is not in the card, or the text is of another type than the card's.
+    """
+    *parents, name = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, Mapping) else None
+    if not isinstance(node, dict) or name not in node:
+        raise unknown_key(f"config.{key}", list(_dotted(values, "config")))
+    node[name] = parse(text, node[name], key, optional=parents[:1] == ["task"])
+
+
+def merge(values: Mapping, changes: Mapping, where: str, prefix: str = "") -> dict[str, Any]:
+    """`values` with the (nested or dotted) `changes` of a run; every key must be in the card.
+
+    Raises:
+        SetupError: a key that the card does not have, or a value of another type.
+    """
+    merged = dict(values)
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        key = prefix + head
+        if head not in merged:
+            raise unknown_key(
+                f"config.{where}.{key}",
+                [f"config.{where}.{k[1:]}" for k in _dotted(values, prefix[:-1])],
+            )
+        value, old = ({rest: value} if rest else value), merged[head]
+        if isinstance(old, Mapping) and old and isinstance(value, Mapping):
+            merged[head] = merge(old, value, where, key + ".")
+        elif isinstance(old, bool | int | float | str) and value is not None:
+            merged[head] = fit(value, type(old), f"{where}.{key}")
+        else:
+            merged[head] = value
+    return merged
+
+
+def _check_known(card: Mapping) -> None:
+    """Keys of the card that the Experiment does not know; task and runs are free below."""
+    legal = schema()
+    groups = {key.partition(".")[0] for key in legal if "." in key}
+    for name, value in card.items():
+        below = value if name in groups and isinstance(value, Mapping) else None
+        for key in [name] if below is None else [f"{name}.{k}" for k in below]:
+            if key not in legal and key not in groups:
+                raise unknown_key(f"config.{key}", [f"config.{k}" for k in legal])
+
+
+def resolve(card: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The card with the defaults filled in and the command line's (key, text) applied."""
+    _check_known(card)
+    values = defaults()
+    for name, value in card.items():
+        both = isinstance(values.get(name), dict) and isinstance(value, Mapping)
+        values[name] = values[name] | dict(value) if both else value
+    for key, text in overrides:
+        override(values, key, text)
+    build(values)
+    return values
+
+
+# ------------------------------------------------------------------------- runs × seeds
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: dicts, lists, numbers, strings."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def leaves(values: Mapping[str, Any], workdir: Path) -> list[Leaf]:
+    """Every training that the resolved card asks for, in the order it is done.
+
+    Raises:
+        SetupError: a run changes a key that the card does not have, or to a wrong value.
+    """
+    found = []
+    base = {k: v for k, v in values.items() if k != "runs"}
+    for run, changes in (values["runs"] or {"": {}}).items():
+        if not isinstance(changes, Mapping):
+            raise SetupError(f"config.runs.{run} = {changes!r} must be a mapping of keys to values")
+        if run.startswith("seed") or "/" in run:
+            raise SetupError(f"config.runs: {run!r} cannot name a folder (no '/', no 'seed…')")
+        merged = merge(base, changes, f"runs.{run}") if run else base
+        first = build(merged)
+        for seed in range(first.seed, first.seed + first.seeds):
+            one = {k: v for k, v in merged.items() if k != "seeds"} | {"seed": seed}
+            folder = workdir / run / f"seed{seed}"
+            found.append(Leaf(run, seed, folder, build(one), plain(one)))
+    return found

@@ -1,0 +1,165 @@
+"""Orbax checkpoints of one leaf: arrays, the step, the config; newest, best, damaged ones."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from launch import experiment
+from launch.experiment import SetupError, State
+
+_NAMED = ("jax", "flax", "optax", "orbax-checkpoint")
+
+
+def _options(settings: experiment.Checkpoint) -> ocp.CheckpointManagerOptions:
+    def worth(metrics: Mapping[str, float]) -> float:
+        value = metrics[settings.best]
+        worst = math.inf if settings.best_mode == "min" else -math.inf
+        return worst if value is None or math.isnan(value) else value
+
+    keep: list[policies.PreservationPolicy] = [policies.LatestN(settings.keep)]
+    common = {"create": True, "cleanup_tmp_directories": True}
+    if not settings.best:
+        return ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep), **common
+        )
+    best = policies.BestN(
+        get_metric_fn=worth,
+        reverse=settings.best_mode == "min",
+        n=settings.keep_best,
+        keep_checkpoints_without_metrics=False,
+    )
+    # best_fn makes orbax store the metric beside the arrays, so that it survives a restart.
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([*keep, best]),
+        best_fn=worth,
+        best_mode=settings.best_mode,
+        **common,
+    )
+
+
+class Store:
+    """The checkpoints of a leaf folder. Saving is asynchronous; `close` waits for it."""
+
+    def __init__(
+        self, folder: Path, settings: experiment.Checkpoint, config: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.settings, self.config = folder, settings, config
+        place = (folder / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(place, options=_options(settings))
+
+    def save(self, step: int, state: State, scores: Mapping[str, float]) -> None:
+        """Save `state` after `step` updates; `scores` ("val/loss" -> value) may rank it.
+
+        Raises:
+            SetupError: config.checkpoint.best is not among the scores of an evaluated step.
+        """
+        best = self.settings.best
+        if best and scores and best not in scores:
+            raise SetupError(f"config.checkpoint.best = {best!r}: legal are {', '.join(scores)}")
+        ranked = {best: float(scores[best])} if best and scores else None
+        versions = {name: version(name) for name in _NAMED}
+        meta = {"step": step, "metrics": ranked, "config": self.config, "versions": versions}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=args, metrics=ranked, force=True)
+
+    def restore(self, placed: Any) -> tuple[State, int] | None:
+        """(state on the shardings of `placed`, step) of the newest sound checkpoint, if any.
+
+        Damaged newer ones are named on stderr and moved to `folder`/damaged.
+
+        Raises:
+            SetupError: there are checkpoints, but none can be restored.
+        """
+        steps, skipped = sorted(self._manager.all_steps(), reverse=True), {}
+        for step in steps:
+            try:
+                state = _restore(self._manager, step, placed)
+            except Exception as error:  # a damaged file can raise anything
+                skipped[step] = error
+                continue
+            self._set_aside(skipped)
+            return state, step
+        if not steps:
+            return None
+        raise SetupError(
+            f"none of the checkpoints in {self.folder / 'checkpoints'} (steps "
+            f"{', '.join(map(str, steps))}) can be restored ({_line(skipped[steps[0]])}); "
+            "use another --workdir or move this one away to start anew"
+        )
+
+    def _set_aside(self, skipped: Mapping[int, Exception]) -> None:
+        for step, error in skipped.items():
+            print(
+                f"checkpoint of step {step} in {self.folder} is damaged and was skipped "
+                f"(moved to damaged/{step}): {_line(error)}",
+                file=sys.stderr,
+            )
+            if jax.process_index() == 0:
+                aside = self.folder / "damaged" / str(step)
+                aside.parent.mkdir(exist_ok=True)
+                if not aside.exists():
+                    (self.folder / "checkpoints" / str(step)).rename(aside)
+        if skipped:
+            self._manager.reload()
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, placed: Any) -> State:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(placed))
+    state = manager.restore(step, args=args)["state"]
+    # orbax returns host scalars where the target says array; the compiled step wants arrays.
+    return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, placed)
+
+
+def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
+    """(state, step) of the "last" or the "best" checkpoint of a leaf folder.
+
+    `placed` is the abstract state with shardings (any mesh). Best is by the metric of the card
+    that the run was trained with.
+
+    Raises:
+        SetupError: there is no checkpoint, none has the metric, or it cannot be restored.
+    """
+    place = (leaf / "checkpoints").absolute()
+    if not place.is_dir():
+        raise SetupError(f"no checkpoint below {str(leaf)!r}: train it first")
+    quiet = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(place, options=quiet) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise SetupError(f"no complete checkpoint below {str(leaf)!r}: train it first")
+        step = steps[-1] if which == "last" else _best(manager, steps, leaf)
+        try:
+            return _restore(manager, step, placed), step
+        except Exception as error:
+            raise SetupError(f"checkpoint {place / str(step)}: {_line(error)}") from error
+
+
+def _best(manager: ocp.CheckpointManager, steps: list[int], leaf: Path) -> int:
+    args, ranked = ocp.args.Composite(meta=ocp.args.JsonRestore()), []
+    for step in steps:
+        meta = manager.restore(step, args=args)["meta"]
+        if meta["metrics"]:
+            (value,) = meta["metrics"].values()
+            sign = -1.0 if meta["config"]["checkpoint"]["best_mode"] == "min" else 1.0
+            ranked.append((-math.inf if math.isnan(value) else sign * value, step))
+    if not ranked:
+        raise SetupError(f"no checkpoint below {str(leaf)!r} has a metric to rank it by")
+    return max(ranked)[1]

@@ -1,0 +1,259 @@
+"""What the loop reads (typed, frozen) and what it asks of a task (a protocol).
+
+Nothing heavy is imported here: a typing error in a card is told before JAX is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import grain
+    import jax
+    import numpy as np
+    import optax
+
+
+class SetupError(Exception):
+    """Something the user can put right before training starts: told in one line, exit code 2."""
+
+
+# ------------------------------------------------------------------------- what a card may say
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optax chain: clip, add weight decay, update, follow the schedule."""
+
+    name: str = "adamw"  # sgd | adam | adamw
+    learning_rate: float = 1e-3  # the peak
+    schedule: str = "constant"  # constant | cosine | step, each after a linear warm-up
+    warmup_steps: int = 0
+    end_factor: float = 0.0  # cosine: last learning rate / peak
+    step_at: tuple = ()  # step: after these steps …
+    step_factor: float = 0.1  # … the learning rate is multiplied by this
+    momentum: float = 0.9  # sgd
+    nesterov: bool = False  # sgd
+    beta1: float = 0.9  # adam, adamw
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0  # adamw: decoupled; sgd, adam: L2 added to the gradient
+    decay_all: bool = False  # False: only arrays of two or more dimensions decay
+    clip_norm: float = 0.0  # global gradient norm; 0 = no clipping
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along the axes; data = -1 takes all that fsdp leaves."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When to save and what to keep. The last step is always saved."""
+
+    every: int = 0  # steps; 0 = only at the end (and at each evaluation if `best` is set)
+    keep: int = 1  # the newest so many
+    best: str = ""  # "val/accuracy": also keep the best by it; "" = none
+    best_mode: str = "min"  # min | max
+    keep_best: int = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything the loop reads. `task` goes to the task's constructor, except its `name`."""
+
+    task: Mapping  # name = "module:attribute", and the constructor's keywords
+    steps: int
+    batch_size: int  # global: over all devices and hosts
+    seed: int = 0
+    seeds: int = 1  # each run is repeated with seed, seed + 1, …
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
+    log_every: int = 20
+    eval_every: int = 0  # steps between evaluations of the task's val_split; 0 = never
+    eval_batch_size: int = 0  # global, rounded up to the devices; 0 = batch_size
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    tensorboard: bool = False
+    runs: Mapping = field(default_factory=dict)  # name -> keys of the card that it changes
+
+
+LEGAL = {
+    "optimizer.name": ("sgd", "adam", "adamw"),
+    "optimizer.schedule": ("constant", "cosine", "step"),
+    "checkpoint.best_mode": ("min", "max"),
+}
+AT_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "seed": 0,
+    "seeds": 1,
+    "log_every": 1,
+    "eval_every": 0,
+    "eval_batch_size": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 1,
+    "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": 0,
+    "optimizer.weight_decay": 0,
+    "mesh.fsdp": 1,
+    "mesh.data": -1,
+}
+
+
+# ------------------------------------------------------------------------- mapping -> dataclass
+
+
+def unknown_key(key: str, legal: list[str], what: str = "key") -> SetupError:
+    """The error for `key` (dotted) with the nearest of the dotted `legal` keys."""
+    last = {name.rpartition(".")[2]: name for name in legal}
+    near = difflib.get_close_matches(key, legal, n=1, cutoff=0.6)
+    near = near or [
+        last[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last, n=1, cutoff=0.6)
+    ]
+    siblings = [name for name in legal if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return SetupError(f"unknown {what} {key!r}: {hint}legal here: {', '.join(siblings or legal)}")
+
+
+def fit(value: Any, kind: Any, key: str) -> Any:
+    """`value` as `kind` (an int may serve as float, a list as tuple).
+
+    Raises:
+        SetupError: the value is of another type.
+    """
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if kind is Mapping and isinstance(value, Mapping):
+        return types.MappingProxyType(dict(value))
+    if type(value) is kind:
+        return value
+    raise SetupError(
+        f"config.{key} = {value!r} must be {kind.__name__.lower()}, not {type(value).__name__}"
+    )
+
+
+def schema(cls: type = Experiment, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type of all that the dataclass knows."""
+    found = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        found |= schema(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}
+    return found
+
+
+def defaults(cls: type = Experiment) -> dict[str, Any]:
+    """The defaults as a nested dict; fields without one are left out."""
+    found = {}
+    for one, kind in zip(fields(cls), typing.get_type_hints(cls).values(), strict=True):
+        if is_dataclass(kind):
+            found[one.name] = defaults(kind)
+        elif one.default is not MISSING:
+            found[one.name] = one.default
+        elif one.default_factory is not MISSING:
+            found[one.name] = one.default_factory()
+    return found
+
+
+def _build(cls: type, values: Mapping, prefix: str = "") -> Any:
+    hints, made = typing.get_type_hints(cls), {}
+    for name, value in values.items():
+        key = prefix + name
+        if name not in hints:
+            raise unknown_key(f"config.{key}", [f"config.{k}" for k in schema()])
+        if is_dataclass(hints[name]):
+            made[name] = _build(hints[name], fit(value, Mapping, key), key + ".")
+        else:
+            made[name] = fit(value, hints[name], key)
+    absent = [f.name for f in fields(cls) if f.default is f.default_factory and f.name not in made]
+    if absent:
+        raise SetupError(f"config.{prefix}{absent[0]} is missing from the card")
+    return cls(**made)
+
+
+def build(values: Mapping[str, Any]) -> Experiment:
+    """The experiment that a nested mapping describes.
+
+    Raises:
+        SetupError: unknown or missing key, wrong type, value out of range; it names the key.
+    """
+    made = _build(Experiment, values)
+    for key in schema():
+        group, _, name = key.rpartition(".")
+        value = getattr(getattr(made, group) if group else made, name)
+        if key in LEGAL and value not in LEGAL[key]:
+            raise SetupError(f"config.{key} = {value!r}: legal are {', '.join(LEGAL[key])}")
+        if key in AT_LEAST and value < AT_LEAST[key]:
+            raise SetupError(f"config.{key} = {value!r} must be at least {AT_LEAST[key]}")
+    name = made.task.get("name")
+    if not isinstance(name, str) or name.count(":") != 1:
+        raise SetupError(f"config.task.name = {name!r} must be 'module:attribute'")
+    if made.mesh.data == 0:
+        raise SetupError("config.mesh.data = 0 must be -1 (all devices) or at least 1")
+    if made.checkpoint.best and not made.eval_every:
+        raise SetupError(
+            f"config.checkpoint.best = {made.checkpoint.best!r} needs "
+            "config.eval_every of at least 1"
+        )
+    return made
+
+
+# ------------------------------------------------------------------------- what a task offers
+
+State = dict[str, Any]
+Batch = dict[str, "jax.Array"]
+Feed = Callable[["grain.MapDataset"], Iterator[Batch]]
+
+
+class Task(Protocol):
+    """The structure that launch asks of the class named by `config.task.name`; no base class.
+
+    Optional, used when present:
+        prepare(state, batches) -> state: once, when a run starts from scratch (not on resume);
+            `batches(step)` is the device batch of a training step.
+        explain(state, split, count) -> dict label -> uint8 (count, height, width, 3)
+        draw(panels, path) -> None: writes `panels` (as `explain` returns) as one PNG.
+    """
+
+    test_splits: tuple[str, ...]  # what `evaluate` reports at the end
+    val_split: str | None  # what is evaluated every eval_every steps
+
+    def __init__(self, *, optimizer: optax.GradientTransformation, **kwargs: Any) -> None:
+        """`kwargs` are all of `config.task` except `name`; raises on what it does not know."""
+
+    def dataset(self, split: str) -> grain.MapDataset:
+        """Unbatched items in file order, each a flat dict of numpy arrays or scalars.
+
+        launch does `.shuffle(seed).repeat().batch(n)[step]`.
+        """
+
+    def init(self, rng: jax.Array) -> State:
+        """A nested dict of arrays (parameters, statistics, optimizer state); pure, traceable."""
+
+    def step(
+        self, state: State, batch: Batch, rng: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """(state', scalars by name, "loss" among them); pure, traceable. `state` is donated."""
+
+    def evaluate(self, state: State, split: str, feed: Feed) -> Iterator[tuple[str, float]]:
+        """(metric, value) over a split.
+
+        `feed(dataset)` yields device batches of one fixed size in file order, the last one filled
+        up with repeated items; "valid", bool (batch,), tells the real ones.
+        """
+
+    def explain(self, state: State, split: str, count: int) -> dict[str, np.ndarray]:
+        """Optional: label -> uint8 (count, height, width, 3), in the order to draw them."""
+
+    def draw(self, panels: dict[str, np.ndarray], path: Path) -> None:
+        """Optional: one PNG, a row an item and a column a label."""

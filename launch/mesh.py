@@ -1,0 +1,88 @@
+"""Devices: joining the other hosts, the mesh and its axes, how each array of the state is split."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from launch import experiment
+from launch.experiment import SetupError
+
+# Pattern over slash paths ("params/dense1/kernel") -> PartitionSpec; the first match wins, what
+# matches nothing is split along its largest dimension that the fsdp axis divides.
+Rules = tuple[tuple[str, PartitionSpec], ...]
+RULES: Rules = ()
+# Splitting a bias saves nothing and costs a message.
+SMALLEST_SPLIT = 4096
+
+
+def join_hosts() -> None:
+    """Connect to the other processes where a coordinator is named; before any use of a device."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
+        numbers = (os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        count, index = (None if n is None else int(n) for n in numbers)
+        jax.distributed.initialize(num_processes=count, process_id=index)
+
+
+def make(settings: experiment.Mesh) -> jax.sharding.Mesh:
+    """The mesh (data, fsdp); with `data` given, the first data·fsdp devices, else all of them.
+
+    Raises:
+        SetupError: more devices asked for than there are, or fsdp does not divide them.
+    """
+    devices, fsdp = jax.devices(), settings.fsdp
+    data = settings.data if settings.data > 0 else len(devices) // fsdp
+    if data * fsdp > len(devices) or data < 1 or (settings.data < 0 and len(devices) % fsdp):
+        raise SetupError(
+            f"config.mesh data={settings.data} fsdp={fsdp} does not fit the "
+            f"{len(devices)} devices; data·fsdp must divide them (data=-1: the rest)"
+        )
+    # Explicit axes fail on convolutions (they would need out_sharding everywhere).
+    return jax.make_mesh(
+        (data, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: data * fsdp],
+    )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Batches are split along their first dimension over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _spec(path: str, shape: tuple[int, ...], fsdp: int, rules: Rules) -> PartitionSpec:
+    for pattern, spec in rules:
+        if re.search(pattern, path):
+            return spec
+    fitting = [i for i, n in enumerate(shape) if n % fsdp == 0]
+    if fsdp == 1 or math.prod(shape) < SMALLEST_SPLIT or not fitting:
+        return PartitionSpec()
+    axis = max(fitting, key=lambda i: shape[i])
+    return PartitionSpec(*["fsdp" if i == axis else None for i in range(axis + 1)])
+
+
+def place(abstract: Any, mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Any:
+    """The abstract state with a sharding in each leaf: the target of init and of restore."""
+
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = _spec(name, leaf.shape, mesh.shape["fsdp"], rules)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def shardings(placed: Any) -> Any:
+    """The shardings alone of what `place` returned."""
+    return jax.tree.map(lambda leaf: leaf.sharding, placed)

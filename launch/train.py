@@ -1,0 +1,235 @@
+"""The loop, one file read top to bottom. Nothing here knows what is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch import mesh as meshes
+from launch.card import Leaf
+from launch.checkpoint import Store
+from launch.experiment import Batch, SetupError, State, Task
+from launch.record import Recorder
+from launch.stream import Stream, feeder
+from launch.workdir import write_json
+
+# Initialisation draws from a step that is never reached.
+INIT = np.uint32(2**32 - 1)
+REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+
+
+class NotFinite(FloatingPointError):
+    """The loss or the state became NaN or infinite; what led there is stored in `nan/`."""
+
+
+def abstract_state(task: Task, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, types and shardings of the task's state; nothing is computed.
+
+    Raises:
+        SetupError: the task refuses its configuration while building the state.
+    """
+    try:
+        abstract = jax.eval_shape(task.init, jax.random.key(0))
+    except REFUSALS as error:
+        raise SetupError(f"{type(task).__name__}.init: {error}") from error
+    return meshes.place(abstract, mesh)
+
+
+def compile_step(task: Task, placed: Any, stream: Stream, mesh: jax.sharding.Mesh) -> Any:
+    """`step(state, batch, rng) -> (state, metrics)` compiled ahead: it can never recompile.
+
+    Raises:
+        SetupError: the task refuses its configuration, or does not return what was agreed.
+    """
+    same = meshes.replicated(mesh)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    shardings = meshes.shardings(placed)
+    step = jax.jit(
+        task.step,
+        donate_argnums=0,
+        in_shardings=(shardings, meshes.batch_sharding(mesh), same),
+        out_shardings=(shardings, same),
+    )
+    try:
+        lowered = step.lower(placed, stream.abstract(), rng)
+    except REFUSALS as error:
+        raise SetupError(f"{type(task).__name__}.step: {error}") from error
+    state, metrics = lowered.out_info
+    _same_structure(task, "step", placed, state)
+    if "loss" not in metrics or any(m.shape for m in metrics.values()):
+        raise SetupError(
+            f"{type(task).__name__}.step must return scalars with 'loss' among them, "
+            f"not { {k: m.shape for k, m in metrics.items()} }"
+        )
+    return lowered.compile()
+
+
+def _same_structure(task: Task, where: str, expected: Any, got: Any) -> None:
+    def flat(tree: Any) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p): (tuple(x.shape), np.dtype(x.dtype)) for p, x in leaves}
+
+    before, after = flat(expected), flat(got)
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) != after.get(path):
+            raise SetupError(
+                f"{type(task).__name__}.{where} changes the state at {path}: "
+                f"{before.get(path)} -> {after.get(path)}"
+            )
+
+
+# ------------------------------------------------------------------------- start or resume
+
+
+def start(
+    task: Task, leaf: Leaf, placed: Any, stream: Stream, mesh: jax.sharding.Mesh, store: Store
+) -> tuple[State, int]:
+    """(state, step): the newest sound checkpoint, or a new state that the task has prepared."""
+    restored = store.restore(placed)
+    if restored is not None:
+        return restored
+    shardings = meshes.shardings(placed)
+    rng = _rng(leaf.seed, mesh, INIT)
+    # Each process makes only its own shards, and no array is ever there twice.
+    state = jax.jit(task.init, out_shardings=shardings)(rng)
+    if hasattr(task, "prepare"):
+        state = task.prepare(state, stream.__getitem__)
+        _same_structure(task, "prepare", placed, state)
+        # A copy: what prepare returns may share buffers with what it keeps, and we donate.
+        state = jax.jit(lambda s: jax.tree.map(jnp.copy, s), out_shardings=shardings)(state)
+    return state, 0
+
+
+def _rng(seed: int, mesh: jax.sharding.Mesh, step: np.uint32) -> jax.Array:
+    same = meshes.replicated(mesh)
+    return jax.jit(lambda i: jax.random.fold_in(jax.random.key(seed), i), out_shardings=same)(step)
+
+
+# ------------------------------------------------------------------------- stop on NaN
+
+
+def _all_finite(state: State) -> jax.Array:
+    checks = [
+        jnp.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.stack(checks).all() if checks else jnp.bool_(True)
+
+
+def _stop(leaf: Leaf, step: int, what: str, batch: Batch, rng: jax.Array) -> None:
+    """Store what the `step`-th update was made from, then raise."""
+    folder = leaf.folder / "nan"
+    folder.mkdir(exist_ok=True)
+    if jax.process_index() == 0:
+        local = {k: [s.data for s in v.addressable_shards] for k, v in batch.items()}
+        arrays = {k: np.concatenate([np.asarray(d) for d in parts]) for k, parts in local.items()}
+        np.savez(folder / "batch.npz", **arrays)
+        np.save(folder / "rng.npy", np.asarray(jax.random.key_data(rng)))
+        write_json(folder / "step.json", {"step": step, "batch": step - 1, "what": what})
+    raise NotFinite(
+        f"{leaf.label}: {what} at step {step}; its batch (index {step - 1}) and rng are in "
+        f"{folder}, the last finite checkpoint is kept in {leaf.folder / 'checkpoints'}"
+    )
+
+
+# ------------------------------------------------------------------------- the loop
+
+
+def train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> State:
+    """Train one leaf to its last step, from its newest checkpoint if it has one.
+
+    Raises:
+        SetupError: the task refuses its configuration, or the batch does not fit the devices.
+        NotFinite: the loss or the state is NaN or infinite.
+    """
+    with ExitStack() as stack:
+        return _train(leaf, task, mesh, stack)
+
+
+def _train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh, stack: ExitStack) -> State:
+    experiment, saving = leaf.experiment, leaf.experiment.checkpoint
+    steps, split = experiment.steps, task.val_split
+    if saving.best and not split:
+        raise SetupError(f"config.checkpoint.best = {saving.best!r}: the task has no val_split")
+
+    # Everything that can be refused is refused before anything is computed.
+    stream = Stream(task.dataset("train"), leaf.seed, experiment.batch_size, mesh)
+    feed = feeder(experiment.eval_batch_size or experiment.batch_size, mesh)
+    placed = abstract_state(task, mesh)
+    store = Store(leaf.folder, saving, leaf.config)
+    stack.callback(store.close)
+    state, first = start(task, leaf, placed, stream, mesh, store)
+    if first >= steps:
+        return state
+    update = compile_step(task, placed, stream, mesh)
+    rng_at = jax.jit(
+        lambda i: jax.random.fold_in(jax.random.key(leaf.seed), i),
+        out_shardings=meshes.replicated(mesh),
+    )
+    finite = jax.jit(_all_finite, out_shardings=meshes.replicated(mesh))
+    record = Recorder(
+        leaf.folder,
+        leaf.label,
+        first,
+        steps,
+        tensorboard=experiment.tensorboard,
+        host=jax.process_index(),
+    )
+    stack.callback(record.close)
+    batches = stream.batches(first, steps)
+    stack.callback(batches.close)
+
+    window: list[dict[str, jax.Array]] = []  # of the steps since the last row; on the device
+    for step, batch in enumerate(batches, start=first + 1):
+        rng = rng_at(np.uint32(step - 1))
+        with jax.transfer_guard("disallow"):
+            state, metrics = update(state, batch, rng)
+        window.append(metrics)
+
+        last = step == steps
+        evaluates = bool(split and experiment.eval_every) and (
+            last or step % experiment.eval_every == 0
+        )
+        saves = last or (saving.every and step % saving.every == 0) or (saving.best and evaluates)
+        # A row ends at every checkpoint too, so that a resumed run writes the same rows.
+        if not (evaluates or saves or step % experiment.log_every == 0):
+            continue
+
+        known = jax.device_get(window)
+        for at, one in enumerate(known, start=step - len(known) + 1):
+            if not np.isfinite(one["loss"]):
+                _stop(leaf, at, f"loss is {one['loss']}", stream[at - 1], rng_at(np.uint32(at - 1)))
+        if saves and not finite(state):
+            _stop(leaf, step, "state is not finite", batch, rng)
+        record.write(step, "train", _mean(known))
+        window.clear()
+
+        scores = {}
+        if evaluates:
+            scores = {name: float(value) for name, value in task.evaluate(state, split, feed)}
+            record.write(step, split, scores)
+            record.plot()
+        if saves:
+            store.save(step, state, {f"{split}/{name}": v for name, v in scores.items()})
+    record.plot(last=True)
+    return state
+
+
+def _mean(window: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    return {k: float(np.mean([one[k] for one in window], dtype=np.float64)) for k in window[0]}
+
+
+def stored_nan(folder: Path) -> dict[str, Any]:
+    """What `_stop` stored in a leaf's `nan/`: step, batch (arrays by name), rng (key data)."""
+    info = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+    with np.load(folder / "batch.npz") as arrays:
+        batch = dict(arrays)
+    return {"step": info["step"], "batch": batch, "rng": np.load(folder / "rng.npy")}

@@ -1,0 +1,120 @@
+"""What the verbs do once the card is known to be sound. Importing this loads JAX."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from launch import evaluate as evaluation
+from launch import mesh as meshes
+from launch.build import keep_compiled_programs, make_tasks
+from launch.card import Leaf
+from launch.experiment import SetupError, Task
+from launch.record import check_extras
+from launch.train import train as train_leaf
+from launch.workdir import claim, results, write_json
+
+COUNT = 6  # items in the grid of heatmaps
+
+
+def _prepare(leaves: Sequence[Leaf]) -> tuple[dict[str, Task], jax.sharding.Mesh]:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of its own defaults
+    for leaf in leaves:
+        check_extras(leaf.experiment.tensorboard)
+    meshes.join_hosts()
+    keep_compiled_programs()
+    mesh = meshes.make(leaves[0].experiment.mesh)
+    for leaf in leaves:
+        if leaf.experiment.batch_size % mesh.size:
+            raise SetupError(
+                f"config.batch_size = {leaf.experiment.batch_size} must be a multiple "
+                f"of the {mesh.size} devices of the mesh"
+            )
+    return make_tasks(leaves), mesh
+
+
+def show_table(leaves: Sequence[Leaf], workdir: Path) -> None:
+    """Print the one table and write it to table.json and table.md."""
+    table = evaluation.tabulate(leaves)
+    text = evaluation.markdown(table)
+    if jax.process_index() == 0:
+        write_json(workdir / "table.json", table | {"complete": []})
+        (workdir / "table.md").write_text(text, encoding="utf-8")
+        print(text, end="", flush=True)
+
+
+class _Failures:
+    """Keeps what went wrong in one leaf from ending the others."""
+
+    def __init__(self) -> None:
+        self.code, self.succeeded = 0, False
+
+    def note(self, leaf: Leaf, error: Exception) -> None:
+        """Record `error` in the leaf's error.txt; a refusal before any success is raised."""
+        refusal = isinstance(error, SetupError)
+        if refusal and not self.succeeded and not self.code:
+            raise error
+        self.code = 1
+        told = f"error: {error}\n" if refusal else "".join(traceback.format_exception(error))
+        print(f"{leaf.label} failed:\n{told}", end="", file=sys.stderr)
+        leaf.folder.mkdir(parents=True, exist_ok=True)
+        (leaf.folder / "error.txt").write_text(told, encoding="utf-8")
+
+
+def train(leaves: Sequence[Leaf], workdir: Path) -> int:
+    """Train and evaluate every leaf, print the table, draw the heatmaps; the exit code.
+
+    Raises:
+        SetupError: whatever the user must put right first.
+    """
+    tasks, mesh = _prepare(leaves)
+    failures = _Failures()
+    for leaf in leaves:
+        try:
+            if jax.process_index() == 0:
+                claim(leaf)
+            train_leaf(leaf, tasks[leaf.run], mesh)
+            if results(leaf) is None:
+                evaluation.evaluate(leaf, tasks[leaf.run], mesh)
+            failures.succeeded = True
+            (leaf.folder / "error.txt").unlink(missing_ok=True)
+        except Exception as error:
+            failures.note(leaf, error)
+    done = [leaf for leaf in leaves if results(leaf) is not None]
+    if done:
+        show_table(done, workdir)
+    if done and all(evaluation.explains(task) for task in tasks.values()):
+        try:
+            evaluation.heatmaps(done, tasks, mesh, workdir / "heatmaps.png", count=COUNT)
+        except SetupError as error:  # a missing extra costs the picture, not the run
+            print(f"no heatmaps.png: {error}", file=sys.stderr)
+        except Exception:
+            traceback.print_exc()
+            failures.code = 1
+    if not failures.code and jax.process_index() == 0:
+        table = evaluation.tabulate(leaves)
+        write_json(workdir / "table.json", table | {"complete": sorted(x.label for x in leaves)})
+    return failures.code
+
+
+def evaluate(leaves: Sequence[Leaf], workdir: Path) -> int:
+    """Evaluate the checkpoints of every leaf anew and print the table."""
+    tasks, mesh = _prepare(leaves)
+    for leaf in leaves:
+        evaluation.evaluate(leaf, tasks[leaf.run], mesh)
+    show_table(leaves, workdir)
+    return 0
+
+
+def explain(leaves: Sequence[Leaf], workdir: Path, *, count: int, split: str | None) -> int:
+    """Draw heatmaps.png from the checkpoints of every run."""
+    tasks, mesh = _prepare(leaves)
+    target = workdir / "heatmaps.png"
+    evaluation.heatmaps(leaves, tasks, mesh, target, count=count, split=split)
+    print(target)
+    return 0

@@ -1,0 +1,137 @@
+"""A small task with all that makes exactness hard: noise from rng, a running statistic, AdamW."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+FEATURES, CLASSES = 8, 3
+
+
+class Items:
+    def __init__(self, count: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(size=(count, FEATURES)).astype(np.float32)
+        self.y = (self.x @ np.random.default_rng(7).normal(size=(FEATURES, CLASSES))).argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": self.x[index], "y": np.int32(self.y[index]), "index": np.int32(index)}
+
+
+class Toy:
+    """One hidden layer, 64 × 64 in the middle so that the fsdp axis has something to split."""
+
+    test_splits = ("test", "other")
+    val_split = "val"
+
+    def __init__(
+        self,
+        *,
+        optimizer: optax.GradientTransformation,
+        width: int = 64,
+        noise: float = 0.1,
+        count: int = 40,
+        kill_at: int = -1,  # SIGKILL ourselves when batch `kill_at` is read …
+        flag: str = "",  # … unless this file exists (it is made before)
+        nan_at: int = -1,  # the item that makes the loss NaN
+        fail: str = "",
+        shift: float | None = None,
+    ) -> None:
+        if fail == "constructor":
+            raise ValueError("fail = 'constructor': legal are '', 'evaluate'")
+        self.optimizer, self.width, self.noise = optimizer, width, noise
+        self.count, self.kill_at, self.flag, self.nan_at = count, kill_at, flag, nan_at
+        self.fail, self.shift = fail, shift
+
+    def dataset(self, split: str) -> grain.MapDataset:
+        if self.fail == "data":
+            raise FileNotFoundError("no folder 'nowhere' with the digits")
+        sizes = {"train": self.count, "val": 10, "test": 13, "other": 5}
+        data = grain.MapDataset.source(Items(sizes[split], seed=len(split)))
+        return data.map(self._spoil) if split == "train" else data
+
+    def _spoil(self, item: dict[str, Any]) -> dict[str, Any]:
+        if item["index"] == self.nan_at:
+            return {**item, "x": np.full_like(item["x"], np.nan)}
+        return item
+
+    def init(self, rng: jax.Array) -> dict[str, Any]:
+        a, b, c = jax.random.split(rng, 3)
+        w = self.width
+        params = {
+            "first": jax.random.normal(a, (FEATURES, w)) / 3,
+            "middle": jax.random.normal(b, (w, w)) / w**0.5,
+            "last": {
+                "kernel": jax.random.normal(c, (w, CLASSES)) / w**0.5,
+                "bias": jnp.zeros(CLASSES),
+            },
+        }
+        return {
+            "params": params,
+            "rest": {"mean": jnp.zeros(w), "tuned": jnp.zeros(()), "steps": jnp.int32(0)},
+            "opt_state": self.optimizer.init(params),
+        }
+
+    def prepare(self, state: dict[str, Any], batches: Callable[[int], Any]) -> dict[str, Any]:
+        tuned = jnp.float32(float(batches(0)["x"].max()))
+        return {**state, "rest": {**state["rest"], "tuned": tuned}}
+
+    def _logits(self, params: Any, mean: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = jax.nn.relu(x @ params["first"])
+        batch_mean = hidden.mean(0)
+        hidden = jax.nn.relu((hidden - mean[None]) @ params["middle"])
+        return hidden @ params["last"]["kernel"] + params["last"]["bias"][None], batch_mean
+
+    def step(self, state: Any, batch: Any, rng: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        rest = state["rest"]
+        x = batch["x"] + self.noise * jax.random.normal(rng, batch["x"].shape)
+        if self.shift is not None:
+            x = x + self.shift
+
+        def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
+            logits, mean = self._logits(params, rest["mean"], x)
+            ce = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+            return ce.mean() + 0.001 * rest["tuned"], mean
+
+        (loss, mean), grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
+        updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
+        new = {**rest, "mean": 0.9 * rest["mean"] + 0.1 * mean, "steps": rest["steps"] + 1}
+        params = optax.apply_updates(state["params"], updates)
+        state = {"params": params, "rest": new, "opt_state": opt_state}
+        return state, {"loss": loss, "mean": mean.mean()}
+
+    def evaluate(self, state: Any, split: str, feed: Any) -> Iterator[tuple[str, float]]:
+        steps = int(state["rest"]["steps"])
+        if steps == self.kill_at and not Path(self.flag).exists():
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fail == "evaluate" and split == "test":
+            raise RuntimeError("evaluation broke")
+        right, rows, indices = 0, 0, []
+        for batch in feed(self.dataset(split)):
+            logits, _ = self._logits(state["params"], state["rest"]["mean"], batch["x"])
+            valid = np.asarray(batch["valid"])
+            right += int(((np.asarray(logits).argmax(1) == np.asarray(batch["y"])) & valid).sum())
+            rows += int(valid.sum())
+            indices += np.asarray(batch["index"])[valid].tolist()
+        assert indices == list(range(len(self.dataset(split))))
+        yield "accuracy", right / rows
+        yield "sum", float(sum(np.abs(p).sum() for p in jax.tree.leaves(state["params"])))
+
+    def explain(self, state: Any, split: str, count: int) -> dict[str, np.ndarray]:
+        image = np.zeros((count, 2, 2, 3), np.uint8)
+        value = int(np.asarray(state["rest"]["mean"]).sum() * 10) % 256
+        return {"image": image, "map": image + np.uint8(value)}
+
+    def draw(self, panels: dict[str, np.ndarray], path: Path) -> None:
+        Path(path).write_text("|".join(panels))

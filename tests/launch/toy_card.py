@@ -1,0 +1,34 @@
+"""Toy: 12 steps of a small network, for the tests of the launcher.
+
+`tests` only.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in ("", "runs"):
+        raise ValueError(f"argument {arg!r}: legal are 'runs' or nothing")
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "tests.launch.toy:Toy",
+            "width": 64,
+            "noise": 0.1,
+            "kill_at": -1,
+            "flag": "",
+            "nan_at": -1,
+            "fail": "",
+            "shift": None,
+        }
+    )
+    config.steps = 12
+    config.batch_size = 8
+    config.optimizer = ConfigDict({"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1})
+    config.log_every = 1
+    config.eval_every = 1
+    config.checkpoint = ConfigDict({"every": 2, "keep": 3})
+    if arg == "runs":
+        config.runs = ConfigDict({"plain": {}, "noisy": {"task": {"noise": 0.5, "shift": 1.0}}})
+        config.seeds = 2
+    return config
