@@ -113,9 +113,9 @@ def mass_in_mask(
 ) -> Float[Array, " b"]:
     """Share of each map's absolute relevance that lies in its mask: (b,) in [0, 1].
 
-    Relevance (b, h, w, c) is first summed over channels, for a pixel is inside or outside as a
-    whole; then sum(|R| · mask) / sum(|R|). A map that is zero everywhere has no share: nan. Runs
-    under jit and in the relevance's precision.
+    sum(|R| · mask) / sum(|R|) over pixels and channels, the quantity that the ISNet's losses
+    look at. A map that is zero everywhere has no share: nan. Runs under jit and in the
+    relevance's precision.
 
     Args:
       relevance: heatmaps.
@@ -129,8 +129,6 @@ def mass_in_mask(
             f"mass_in_mask: relevance {relevance.shape} and mask {mask.shape}, "
             "expected (b, h, w, c) and (b, h, w, 1)"
         )
-    size = jnp.abs(jnp.sum(relevance, axis=3))  # (b, h, w)
-    # Divided by its maximum first: squares don't occur here, but sums of tiny maps underflow.
-    size = size / jnp.max(size, axis=(1, 2), keepdims=True)
-    inside = jnp.sum(size * jnp.asarray(mask[..., 0], size.dtype), axis=(1, 2))
-    return inside / jnp.sum(size, axis=(1, 2))
+    size = jnp.abs(relevance)  # (b, h, w, c)
+    inside = jnp.sum(size * jnp.asarray(mask, size.dtype), axis=(1, 2, 3))
+    return inside / jnp.sum(size, axis=(1, 2, 3))
