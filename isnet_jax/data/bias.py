@@ -104,8 +104,8 @@ def biased_digits(
     labels: Int[np.ndarray, " n"],
     *,
     mode: str,
-    kind: str,
     seed: int,
+    kind: str = "position",
     strength: float = 1.0,
     num_classes: int = 10,
     canvas: int | None = None,
@@ -122,9 +122,10 @@ def biased_digits(
       labels: (n,) in 0..num_classes-1.
       mode: "biased" (the marker tells the image's class), "standard" (no marker) or "deceiving"
         (the marker of a class drawn evenly among the others).
-      kind: "position" (a 3×3 square whose place in the border tells the class), "shape" (a 5×5
-        glyph in a corner drawn at random) or "pixel" (one pixel in the top row).
       seed: non-negative; image i draws from a generator of its own, keyed on (seed, i).
+      kind: "position" (a 3×3 square whose place in the border tells the class; the one that
+        misleads a small network most), "shape" (a 5×5 glyph in a corner drawn at random) or
+        "pixel" (one pixel in the top row).
       strength: in biased mode, the probability that an image carries its own class's marker; the
         others carry that of a class drawn evenly among the others.
       num_classes: classes to be told apart; at least 2.
