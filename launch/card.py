@@ -142,7 +142,7 @@ def merge(values: Mapping, changes: Mapping, where: str, prefix: str = "") -> di
         if head not in merged:
             raise unknown_key(
                 f"config.{where}.{key}",
-                [f"config.{where}.{k[1:]}" for k in _dotted(values, prefix[:-1])],
+                [f"config.{where}.{k.lstrip('.')}" for k in _dotted(values, prefix[:-1])],
             )
         value, old = ({rest: value} if rest else value), merged[head]
         if isinstance(old, Mapping) and old and isinstance(value, Mapping):

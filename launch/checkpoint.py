@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,8 @@ class Store:
         steps, skipped = sorted(self._manager.all_steps(), reverse=True), {}
         for step in steps:
             try:
-                state = _restore(self._manager, step, placed)
+                with _orphans_silent():
+                    state = _restore(self._manager, step, placed)
             except Exception as error:  # a damaged file can raise anything
                 skipped[step] = error
                 continue
@@ -117,15 +120,30 @@ class Store:
         self._manager.close()
 
 
+@contextlib.contextmanager
+def _orphans_silent() -> Iterator[None]:
+    """Keep pages of tracebacks off the terminal when one file of a checkpoint is damaged.
+
+    orbax reads many arrays at once and abandons the other reads when one fails; they then report
+    to an event loop that is gone, each through sys.unraisablehook. The error itself is raised.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    except Exception:
+        gc.collect()  # so that those coroutines end here, not at some later moment
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
 def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, placed: Any) -> State:
     args = ocp.args.Composite(state=ocp.args.StandardRestore(placed))
-    state = manager.restore(step, args=args)["state"]
-    # orbax returns host scalars where the target says array; the compiled step wants arrays.
-    return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, placed)
+    return manager.restore(step, args=args)["state"]
 
 
 def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
@@ -147,7 +165,8 @@ def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
             raise SetupError(f"no complete checkpoint below {str(leaf)!r}: train it first")
         step = steps[-1] if which == "last" else _best(manager, steps, leaf)
         try:
-            return _restore(manager, step, placed), step
+            with _orphans_silent():
+                return _restore(manager, step, placed), step
         except Exception as error:
             raise SetupError(f"checkpoint {place / str(step)}: {_line(error)}") from error
 

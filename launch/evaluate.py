@@ -26,7 +26,7 @@ def chosen(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> tuple[State, int]
 
 
 def evaluate(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> dict[str, float]:
-    """ "split/metric" -> value over the task's test splits; kept in the leaf's results.json.
+    """Map `split/metric` to its value over the task's test splits; kept in the leaf's results.json.
 
     Raises:
         SetupError: the leaf has no checkpoint that can be restored.
@@ -103,7 +103,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def merge_panels(panels: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """run -> label -> (count, H, W, 3) as one dict: what all runs share once, the rest by run."""
+    """Run -> label -> (count, H, W, 3) as one dict: what all runs share once, the rest by run."""
     if len(panels) == 1:
         return dict(next(iter(panels.values())))
     first = next(iter(panels.values()))

@@ -83,7 +83,9 @@ class Experiment:
     eval_batch_size: int = 0  # global, rounded up to the devices; 0 = batch_size
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tensorboard: bool = False
-    runs: Mapping = field(default_factory=dict)  # name -> keys of the card that it changes
+    # Name -> keys of the card that it changes, nested or dotted. A ConfigDict forgets the order
+    # of its keys unless made with sort_keys=False; the table has a row a run in this order.
+    runs: Mapping = field(default_factory=dict)
 
 
 LEGAL = {

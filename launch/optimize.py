@@ -31,7 +31,7 @@ def _decays(params: Any) -> Any:
 
 
 def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """clip by global norm -> weight decay -> sgd, adam or adamw with the schedule."""
+    """Clip by global norm -> weight decay -> sgd, adam or adamw with the schedule."""
     rate = schedule(settings, steps)
     mask = None if settings.decay_all else _decays
     chain = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []

@@ -63,7 +63,7 @@ class Recorder:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         # Time goes on where the restored row left it, so that it stays monotonic.
         self._begin = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
-        self._plotted, self._told = -math.inf, -1
+        self._plotted, self._told = time.monotonic(), -1
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter

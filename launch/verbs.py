@@ -17,7 +17,7 @@ from launch.card import Leaf
 from launch.experiment import SetupError, Task
 from launch.record import check_extras
 from launch.train import train as train_leaf
-from launch.workdir import claim, results, write_json
+from launch.workdir import claim, read_json, results, write_json
 
 COUNT = 6  # items in the grid of heatmaps
 
@@ -38,12 +38,15 @@ def _prepare(leaves: Sequence[Leaf]) -> tuple[dict[str, Task], jax.sharding.Mesh
     return make_tasks(leaves), mesh
 
 
-def show_table(leaves: Sequence[Leaf], workdir: Path) -> None:
-    """Print the one table and write it to table.json and table.md."""
+def show_table(leaves: Sequence[Leaf], workdir: Path, complete: Sequence[str] = ()) -> None:
+    """Print the one table and write it to table.json and table.md.
+
+    `complete` names the leaves with which `train` had nothing left to do.
+    """
     table = evaluation.tabulate(leaves)
     text = evaluation.markdown(table)
     if jax.process_index() == 0:
-        write_json(workdir / "table.json", table | {"complete": []})
+        write_json(workdir / "table.json", table | {"complete": list(complete)})
         (workdir / "table.md").write_text(text, encoding="utf-8")
         print(text, end="", flush=True)
 
@@ -107,7 +110,8 @@ def evaluate(leaves: Sequence[Leaf], workdir: Path) -> int:
     tasks, mesh = _prepare(leaves)
     for leaf in leaves:
         evaluation.evaluate(leaf, tasks[leaf.run], mesh)
-    show_table(leaves, workdir)
+    old = read_json(workdir / "table.json") or {"complete": []}
+    show_table(leaves, workdir, old["complete"])
     return 0
 
 

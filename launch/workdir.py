@@ -25,7 +25,7 @@ def probe(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f".probe{os.getpid()}"
         file.write_text("can this be written?")
-        file.unlink()
+        file.unlink(missing_ok=True)
     except OSError as error:
         raise SetupError(
             f"workdir {str(folder)!r} cannot be written: {error.strerror or error}; "
@@ -60,7 +60,7 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def changes(old: Mapping, new: Mapping) -> list[str]:
-    """ "key: old -> new" for every key that matters and differs; `steps` may grow."""
+    """Tell `key: old -> new` for every key that matters and differs; `steps` may grow."""
     before, after, told = _flat(old), _flat(new), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
@@ -104,7 +104,7 @@ def results(leaf: Leaf) -> dict[str, Any] | None:
 def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
     """Whether nothing is left to do: all leaves trained and evaluated, pictures drawn or refused.
 
-    The table is written last, so it stands for the pictures too.
+    `train` marks the table as complete after the pictures, so the mark stands for them too.
     """
     table = read_json(workdir / "table.json")
     leaves = sorted(leaf.label for leaf in todo)

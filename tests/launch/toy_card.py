@@ -7,16 +7,16 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    if arg not in ("", "runs"):
-        raise ValueError(f"argument {arg!r}: legal are 'runs' or nothing")
+    if arg not in ("", "runs", "failing"):
+        raise ValueError(f"argument {arg!r}: legal are 'runs', 'failing' or nothing")
     config = ConfigDict()
     config.task = ConfigDict(
         {
             "name": "tests.launch.toy:Toy",
             "width": 64,
             "noise": 0.1,
-            "kill_at": -1,
-            "flag": "",
+            "kills": "",
+            "count": 40,
             "nan_at": -1,
             "fail": "",
             "shift": None,
@@ -28,7 +28,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 1
     config.eval_every = 1
     config.checkpoint = ConfigDict({"every": 2, "keep": 3})
+    if arg == "failing":
+        runs = {"broken": {"task": {"fail": "evaluate"}}, "sound": {}}
+        config.runs = ConfigDict(runs, sort_keys=False)
     if arg == "runs":
-        config.runs = ConfigDict({"plain": {}, "noisy": {"task": {"noise": 0.5, "shift": 1.0}}})
+        runs = {"plain": {}, "noisy": {"task": {"noise": 0.5, "shift": 1.0}}}
+        config.runs = ConfigDict(runs, sort_keys=False)
         config.seeds = 2
     return config

@@ -1,0 +1,96 @@
+"""The same training on one device and on every shape of eight."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from launch import card, mesh
+from launch.build import make_task
+from launch.experiment import Mesh, SetupError
+from launch.stream import Stream, feeder
+from launch.train import abstract_state, train
+from launch.workdir import claim
+from tests.launch.conftest import CARD
+from tests.launch.toy import Toy
+
+
+def trained(folder: Path, steps: int, data: int, fsdp: int) -> dict[str, np.ndarray]:
+    """Path -> array of the state after `steps` of the toy card on a mesh of data × fsdp."""
+    keys = {"steps": steps, "eval_every": 0, "mesh.data": data, "mesh.fsdp": fsdp}
+    values = card.resolve(card.read(CARD), [(k, str(v)) for k, v in keys.items()])
+    (leaf,) = card.leaves(values, folder)
+    claim(leaf)
+    state = train(leaf, make_task(leaf.experiment), mesh.make(leaf.experiment.mesh))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(array) for path, array in leaves}
+
+
+def assert_close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for path, array in expected.items():
+        assert np.abs(got[path] - array).max() <= 1e-5 * max(1e-3, np.abs(array).max()), path
+
+
+def test_meshes_agree_with_one_device(tmp_path: Path) -> None:
+    expected = trained(tmp_path / "one", 4, 1, 1)
+    for data, fsdp in ((8, 1), (1, 8), (4, 2)):
+        assert_close(trained(tmp_path / f"{data}x{fsdp}", 4, data, fsdp), expected)
+
+
+def test_what_one_mesh_began_another_ends(tmp_path: Path) -> None:
+    trained(tmp_path / "moved", 2, 8, 1)
+    assert_close(trained(tmp_path / "moved", 4, 2, 4), trained(tmp_path / "one", 4, 1, 1))
+
+
+def test_fsdp_splits_the_large_arrays_and_their_moments() -> None:
+    placed = abstract_state(Toy(optimizer=optax.adam(1e-3)), mesh.make(Mesh(fsdp=8)))
+    split = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(placed)
+        if leaf.sharding.spec != PartitionSpec()
+    }
+    assert split == {"params/middle", "opt_state/0/mu/middle", "opt_state/0/nu/middle"}
+
+
+def test_a_rule_goes_before_the_default() -> None:
+    one = mesh.make(Mesh(fsdp=8))
+    like = jax.ShapeDtypeStruct((64, 128), np.float32)
+    rules = ((r"/kernel$", PartitionSpec("fsdp")),)
+    placed = mesh.place({"a": {"kernel": like, "other": like}}, one, rules)["a"]
+    assert placed["kernel"].sharding.spec == PartitionSpec("fsdp")
+    assert placed["other"].sharding.spec == PartitionSpec(None, "fsdp")
+
+
+@pytest.mark.parametrize("shape", [Mesh(3, 3), Mesh(-1, 3), Mesh(-1, 16)])
+def test_a_mesh_that_does_not_fit_is_refused(shape: Mesh) -> None:
+    with pytest.raises(SetupError, match="8 devices"):
+        mesh.make(shape)
+
+
+def test_batches_are_a_pure_function_of_the_step() -> None:
+    data = Toy(optimizer=optax.sgd(0.1)).dataset("train")
+    stream = Stream(data, 3, 8, mesh.make(Mesh()))
+    all_of_them = [np.asarray(batch["index"]) for batch in stream.batches(0, 11)]
+    assert len(all_of_them) == 11
+    later = [np.asarray(batch["index"]) for batch in stream.batches(7, 11)]
+    assert np.array_equal(all_of_them[7:], later)
+    assert np.array_equal(all_of_them[9], np.asarray(stream[9]["index"]))
+    first_epoch = np.concatenate(all_of_them[:5])
+    assert sorted(first_epoch) == list(range(40)) and list(first_epoch) != sorted(first_epoch)
+    abstract, real = stream.abstract(), stream[0]
+    for name, like in abstract.items():
+        assert (like.shape, like.dtype) == (real[name].shape, real[name].dtype)
+        assert real[name].sharding == like.sharding
+
+
+def test_feed_keeps_file_order_and_marks_what_it_repeats() -> None:
+    feed = feeder(5, mesh.make(Mesh()))  # 5 becomes 8, a row a device
+    batches = list(feed(Toy(optimizer=optax.sgd(0.1)).dataset("test")))
+    assert [batch["x"].shape for batch in batches] == [(8, 8), (8, 8)]
+    valid = np.concatenate([np.asarray(batch["valid"]) for batch in batches])
+    index = np.concatenate([np.asarray(batch["index"]) for batch in batches])
+    assert valid.tolist() == [True] * 13 + [False] * 3
+    assert index[valid].tolist() == list(range(13))

@@ -1,0 +1,85 @@
+"""Killed at any step and started again, a run ends where it would have ended."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from launch.record import rows
+from tests.launch.conftest import CARD
+
+
+def rows_without_time(leaf: Path) -> list[dict]:
+    found = rows(leaf / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+def test_sigkill_at_three_steps_changes_no_bit(
+    spawn: Callable, last_state: Callable, tmp_path: Path
+) -> None:
+    def train(name: str) -> tuple[int, str]:
+        kills = f"--config.task.kills={tmp_path / name}.kills"
+        folder = str(tmp_path / name)
+        done = spawn("train", "--config", CARD, "--workdir", folder, kills)
+        return done.returncode, done.stdout + done.stderr
+
+    (tmp_path / "whole.kills").write_text("")
+    (tmp_path / "killed.kills").write_text("1\n5\n11")
+    assert train("whole")[0] == 0
+    # 5 and 11 are odd, checkpoints even: the steps since then are done again.
+    assert [train("killed")[0] for _ in range(4)] == [-9, -9, -9, 0]
+
+    whole, killed = tmp_path / "whole/seed0", tmp_path / "killed/seed0"
+    (expected, step), (got, again) = last_state(whole), last_state(killed)
+    assert step == again == 12 and expected.keys() == got.keys()
+    for path, array in expected.items():
+        assert np.array_equal(array, got[path]), path
+    # Each step is in the record once, with the same numbers.
+    assert rows_without_time(whole) == rows_without_time(killed)
+    steps = [row["step"] for row in rows(killed / "metrics.jsonl") if row["split"] == "train"]
+    assert steps == list(range(1, 13))
+
+    assert (killed / "progress.png").stat().st_size > 1000
+    code, told = train("killed")
+    assert code == 0 and told.startswith("finished: ") and "| run" in told
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
+    launch: Callable, last_state: Callable, tmp_path: Path, capsys
+) -> None:
+    assert launch(tmp_path / "whole", "steps=6") == 0
+    assert launch(tmp_path / "hurt", "steps=4") == 0
+    arrays = [p for p in (tmp_path / "hurt/seed0/checkpoints/4/state/d").iterdir() if p.is_file()]
+    for path in arrays:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    capsys.readouterr()
+    assert launch(tmp_path / "hurt", "steps=6") == 0
+    told = capsys.readouterr().err
+    assert "checkpoint of step 4" in told and "damaged" in told
+    assert (tmp_path / "hurt/seed0/damaged/4").is_dir()
+    expected, got = last_state(tmp_path / "whole/seed0")[0], last_state(tmp_path / "hurt/seed0")[0]
+    assert all(np.array_equal(expected[path], got[path]) for path in expected)
+    whole, hurt = (rows_without_time(tmp_path / name / "seed0") for name in ("whole", "hurt"))
+    assert whole == hurt
+
+
+def test_nothing_is_restarted_silently_when_no_checkpoint_is_sound(
+    launch: Callable, tmp_path: Path, capsys
+) -> None:
+    assert launch(tmp_path, "steps=2") == 0
+    shutil.rmtree(tmp_path / "seed0/checkpoints/2/state")
+    assert launch(tmp_path, "steps=3") == 2
+    assert "none of the checkpoints" in capsys.readouterr().err
+
+
+def test_another_config_is_refused_until_forced(launch: Callable, tmp_path: Path, capsys) -> None:
+    assert launch(tmp_path, "steps=2") == 0
+    assert launch(tmp_path, "steps=3", "task.noise=0.2") == 2
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1].startswith("error: ") and "task.noise: 0.1 -> 0.2" in told
+    assert launch(tmp_path, "steps=1") == 2
+    assert "steps: 2 -> 1" in capsys.readouterr().err
+    assert launch(tmp_path, "steps=3", "task.noise=0.2", flags=("--force",)) == 0
+    assert launch(tmp_path, "steps=3", "task.noise=0.2", "mesh.fsdp=2", "seeds=2") == 0
+    assert (tmp_path / "seed1/results.json").is_file()
