@@ -1,0 +1,264 @@
+"""Composites: ordered tables ``pattern -> rule`` over the layers of a model.
+
+A composite is applied to a *view* of the model: the same variables, other static metadata. The
+model itself is never touched, its checkpoints never change, and inference runs the plain program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+
+from flax import nnx
+
+from isnet_jax.lrp.rules import ZB, Epsilon, Pass, Rule, ZPlus
+
+INPUT = "@input"
+"""Pattern for the layer that reads the image: the path in the model's attribute `input_layer`."""
+
+INPUT_RELU = "@input_relu"
+"""Pattern for the ReLU right after it: the path in the model's attribute `input_relu`."""
+
+WEIGHTED = ("conv", "dense", "norm")
+"""Layer kinds that must be matched by some entry; the others default to `Pass`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """One layer of a model and the rule it got: slash path, kind, rule, and the entry's pattern."""
+
+    path: str
+    kind: str
+    rule: Rule
+    pattern: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """An ordered table of (pattern, rule); the first match wins.
+
+    A pattern is `INPUT` or `INPUT_RELU`, a layer kind written ``"kind:conv"``, a layer class, or a regular
+    expression that must match the whole slash path, e.g. ``"stages/0/.*"``.
+
+    Attributes:
+        entries: the table.
+        statistics: "detach" (BatchNorm's batch statistics are constants of the map: LRP) or
+            "through" (the original LRP-Flex in training mode; not LRP).
+        name: for reports.
+    """
+
+    entries: tuple[tuple[str | type, Rule], ...]
+    statistics: str = "detach"
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if self.statistics not in ("detach", "through"):
+            raise ValueError(
+                f"composite statistics={self.statistics!r}; legal values: 'detach', 'through'"
+            )
+        for pattern, rule in self.entries:
+            if not isinstance(rule, Rule):
+                raise TypeError(f"composite entry {pattern!r}: {rule!r} is not an LRP rule")
+            if isinstance(pattern, str) and not pattern.startswith(("@", "kind:")):
+                re.compile(pattern)
+
+    def matches(self, model: nnx.Module) -> list[Match]:
+        """The rule of every layer, in path order.
+
+        Raises:
+            ValueError: a weighted layer matches nothing, an entry matches nothing although it
+                names a path, a rule does not exist for a layer's kind, or a terminal rule stands
+                elsewhere than at the input layer.
+        """
+        roles = self._roles(model)
+        found, unmatched = [], []
+        for path, layer in layers(model):
+            entry = next((e for e in self.entries if _hit(e[0], path, layer, roles)), None)
+            if entry is None and layer.kind in WEIGHTED:
+                unmatched.append(f"{path} ({layer.kind})")
+                continue
+            pattern, rule = entry or ("default", Pass())
+            _check(rule, path, layer, roles.get(INPUT))
+            shown = pattern if isinstance(pattern, str) else pattern.__name__
+            found.append(Match(path, layer.kind, rule, shown))
+        if unmatched:
+            raise ValueError(
+                f"composite {self.name!r} gives no rule to {len(unmatched)} weighted layer(s): "
+                f"{', '.join(unmatched)}; its patterns are {[str(p) for p, _ in self.entries]}"
+            )
+        self._check_idle(found, model)
+        return found
+
+    def view(self, model: nnx.Module) -> nnx.Module:
+        """A model over copies of the same variables, with this composite's rules attached.
+
+        Raises:
+            ValueError: see `matches`.
+        """
+        rules = {match.path: match.rule for match in self.matches(model)}
+        graphdef, state = nnx.split(model)
+        twin = nnx.merge(graphdef, nnx.to_pure_dict(state))
+        for path, layer in layers(twin):
+            layer.rule = rules[path]
+        for _, module in nnx.iter_modules(twin):
+            if hasattr(module, "statistics"):
+                module.statistics = self.statistics
+        return twin
+
+    def terminal(self, model: nnx.Module) -> bool:
+        """Whether the pulled-back cotangent is the relevance itself (a terminal input rule)."""
+        return any(match.rule.terminal for match in self.matches(model))
+
+    def report(self, model: nnx.Module) -> str:
+        """A table of what matched: path, kind, rule, pattern."""
+        rows = [("layer", "kind", "rule", "by")]
+        rows += [(m.path, m.kind, str(m.rule), m.pattern) for m in self.matches(model)]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _roles(self, model: nnx.Module) -> dict[str, str]:
+        """The paths that the model declares for the ``@`` patterns."""
+        roles = {}
+        for pattern in (INPUT, INPUT_RELU):
+            attribute = pattern.removeprefix("@") if pattern == INPUT_RELU else "input_layer"
+            path = getattr(model, attribute, None)
+            if path is not None:
+                roles[pattern] = path
+            elif any(entry == pattern for entry, _ in self.entries):
+                raise ValueError(
+                    f"composite {self.name!r} has a rule for {pattern}, but "
+                    f"{type(model).__name__} has no attribute {attribute!r}; set it to that "
+                    "layer's path or use the path as the pattern"
+                )
+        return roles
+
+    def _check_idle(self, found: list[Match], model: nnx.Module) -> None:
+        used = {match.pattern for match in found}
+        for pattern, _ in self.entries:
+            # Kinds and types may be absent from a model; a path that is absent is a slip.
+            path = isinstance(pattern, str) and not pattern.startswith("kind:") and pattern != ".*"
+            if path and pattern not in used:
+                raise ValueError(
+                    f"composite {self.name!r}: pattern {pattern!r} matches no layer of "
+                    f"{type(model).__name__}; its layers are {[p for p, _ in layers(model)]}"
+                )
+
+
+def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    """The (slash path, layer) pairs of a model that can carry a rule, in path order.
+
+    A norm folded into its `Conv` is part of that unit and not listed.
+    """
+    found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    for path in sorted(found):
+        parent = found.get(path.rpartition("/")[0])
+        folded = path.rpartition("/")[2] == "norm" and hasattr(parent, "rule")
+        if hasattr(found[path], "rule") and not folded:
+            yield path, found[path]
+
+
+def _hit(pattern: str | type, path: str, layer: nnx.Module, roles: dict[str, str]) -> bool:
+    if isinstance(pattern, type):
+        return isinstance(layer, pattern)
+    if pattern.startswith("@"):
+        return path == roles.get(pattern)
+    if pattern.startswith("kind:"):
+        return layer.kind == pattern.removeprefix("kind:")
+    return re.fullmatch(pattern, path) is not None
+
+
+def _check(rule: Rule, path: str, layer: nnx.Module, input_path: str | None) -> None:
+    if layer.kind not in rule.kinds:
+        raise ValueError(
+            f"rule {type(rule).__name__} is not defined for layer {path!r} of kind "
+            f"{layer.kind!r}; it exists for {sorted(rule.kinds)}"
+        )
+    if rule.terminal and input_path is not None and path != input_path:
+        raise ValueError(
+            f"rule {type(rule).__name__} ends the propagation and may only stand at the input "
+            f"layer {input_path!r}, not at {path!r}"
+        )
+
+
+# ---------------------------------------------------------------- presets
+
+
+def lrp_epsilon(epsilon: float = 0.01, detach_bias: bool = False) -> Composite:
+    """LRP-epsilon at every linear unit, pool and sum (the LRP Block of ISNet, all epsilon)."""
+    rule = Epsilon(epsilon, detach_bias)
+    kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "add")
+    return Composite(tuple((f"kind:{kind}", rule) for kind in kinds), name="epsilon")
+
+
+def isnet_epsilon_zb(
+    epsilon: float = 0.01, low: float = 0.0, high: float = 1.0, detach_bias: bool = False
+) -> Composite:
+    """`lrp_epsilon` with z^B at the input layer: the LRP Block of Original ISNet."""
+    first = (INPUT, ZB(low, high, epsilon, detach_bias=detach_bias))
+    return Composite((first, *lrp_epsilon(epsilon, detach_bias).entries), name="isnet_epsilon_zb")
+
+
+def isnet_flex(epsilon: float = 0.01, statistics: str = "detach") -> Composite:
+    """LRP-Flex: epsilon only at the ReLUs, everything else its plain derivative."""
+    return Composite((("kind:relu", Epsilon(epsilon)), (".*", Pass())), statistics, "isnet_flex")
+
+
+def isnet_flex_zb(
+    epsilon: float = 0.01,
+    low: float = 0.0,
+    high: float = 1.0,
+    statistics: str = "detach",
+    detach_bias: bool = False,
+) -> Composite:
+    """`isnet_flex` with z^B at the input layer: the default of Faster ISNet.
+
+    The ReLU after the input layer passes relevance on: z^B stabilises that layer itself.
+    """
+    first = ((INPUT, ZB(low, high, epsilon, detach_bias=detach_bias)), (INPUT_RELU, Pass()))
+    return Composite((*first, *isnet_flex(epsilon).entries), statistics, "isnet_flex_zb")
+
+
+def zplus(epsilon: float = 0.01) -> Composite:
+    """z+ at every linear unit, pool and sum."""
+    kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "add")
+    return Composite(tuple((f"kind:{kind}", ZPlus(epsilon)) for kind in kinds), name="zplus")
+
+
+def gradient_x_input() -> Composite:
+    """The plain derivative everywhere: LRP-0, gradient times input."""
+    return Composite(((".*", Pass()),), name="gradient_x_input")
+
+
+PRESETS: dict[str, Callable[..., Composite]] = {
+    "epsilon": lrp_epsilon,
+    "isnet_epsilon_zb": isnet_epsilon_zb,
+    "isnet_flex": isnet_flex,
+    "isnet_flex_zb": isnet_flex_zb,
+    "zplus": zplus,
+    "gradient_x_input": gradient_x_input,
+}
+
+
+def create(name: str, **options: object) -> Composite:
+    """The preset ``name`` with its options.
+
+    Raises:
+        ValueError: unknown preset or option; names the nearest and the legal ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(_unknown("composite", name, PRESETS))
+    legal = inspect.signature(PRESETS[name]).parameters
+    for option in options:
+        if option not in legal:
+            raise ValueError(_unknown(f"option of composite {name!r}", option, legal))
+    return PRESETS[name](**options)
+
+
+def _unknown(what: str, name: str, legal) -> str:
+    near = difflib.get_close_matches(name, legal, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}{hint} legal values: {', '.join(legal)}"

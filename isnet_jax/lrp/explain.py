@@ -1,0 +1,239 @@
+"""Relevance maps of a model: one forward, one pull-back a map.
+
+``logits, pull = jax.vjp(view, x)`` and ``R = x * pull(start)``: the view's rules are consumed by
+this inner vjp only, so the logits keep their ordinary derivative and a loss on ``R`` its true
+second-order one (see `isnet_jax.lrp.ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from isnet_jax.lrp.composite import Composite, create
+
+Array = jax.Array
+
+
+# ---------------------------------------------------------------- what is explained
+
+
+@dataclass(frozen=True)
+class Logit:
+    """One map: the logit of ``classes`` (b,), or of the arg-max if None."""
+
+    def quantities(self, logits: Array, classes: Array | None) -> Array:
+        """(1, b) explained quantities of logits (b, k)."""
+        chosen = logits.argmax(-1) if classes is None else classes
+        return jnp.take_along_axis(logits, chosen[:, None], -1).T
+
+
+@dataclass(frozen=True)
+class EachLogit:
+    """One map a class: the start of the Original ISNet."""
+
+    def quantities(self, logits: Array, classes: Array | None) -> Array:
+        """(k, b) explained quantities of logits (b, k)."""
+        return logits.T
+
+
+@dataclass(frozen=True)
+class AllLogits:
+    """One map of all logits at once."""
+
+    def quantities(self, logits: Array, classes: Array | None) -> Array:
+        """(1, b) explained quantities of logits (b, k)."""
+        return logits.sum(-1)[None]
+
+
+@dataclass(frozen=True)
+class Selective:
+    """One map: the class-selective quantity of ``classes``, by default the LOWEST logit's.
+
+    ``eta_c = log(P_c / (1 - P_c)) = y_c - logsumexp_{k != c} y_k``, exact and free of overflow.
+    With ``epsilon > 0``, ``log(P_c + epsilon) - log(1 - P_c + epsilon)``: the original's form, whose
+    derivative dies for confident samples (Faster ISNet, Bassi et al. 2024).
+    """
+
+    epsilon: float = 0.0
+
+    def quantities(self, logits: Array, classes: Array | None) -> Array:
+        """(1, b) explained quantities of logits (b, k), k >= 2."""
+        if logits.shape[-1] < 2:
+            raise ValueError("the selective start compares classes: it needs at least 2 logits")
+        chosen = logits.argmin(-1) if classes is None else classes
+        own = jax.nn.one_hot(chosen, logits.shape[-1], dtype=bool)
+        if self.epsilon > 0:
+            p = jnp.where(own, jax.nn.softmax(logits, -1), 0).sum(-1)
+            return (jnp.log(p + self.epsilon) - jnp.log(1 - p + self.epsilon))[None]
+        others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), -1)
+        return (jnp.where(own, logits, 0).sum(-1) - others)[None]
+
+
+Start = Logit | EachLogit | AllLogits | Selective
+
+
+# ---------------------------------------------------------------- the core
+
+
+class Maps(NamedTuple):
+    """What `relevance` returns.
+
+    Attributes:
+        logits: (b, k), with their ordinary derivative.
+        relevance: (b, m, *x.shape[1:]).
+        quantities: (b, m), what each map decomposes.
+        aux: whatever the model function returned beside the logits.
+    """
+
+    logits: Array
+    relevance: Array
+    quantities: Array
+    aux: Any
+
+
+def relevance(
+    f: Callable[[Array], tuple[Array, Any]],
+    x: Array,
+    start: Start,
+    *,
+    terminal: bool,
+    classes: Array | None = None,
+    strategy: str = "loop",
+) -> Maps:
+    """Relevance maps of ``f`` at ``x`` with one forward; pure, differentiable, jit and vmap safe.
+
+    Args:
+        f: x -> (logits (b, k), aux); a composite's view of a model.
+        x: (b, *space, c) float.
+        start: the explained quantity.
+        terminal: `Composite.terminal` of the view: the pulled-back value is the relevance itself.
+        classes: (b,) int classes for `Logit` and `Selective`.
+        strategy: "loop" unrolls the maps (fastest on CPU), "vmap" batches them.
+
+    Raises:
+        ValueError: unknown strategy.
+    """
+    if strategy not in ("loop", "vmap"):
+        raise ValueError(f"unknown map strategy {strategy!r}; legal values: 'loop', 'vmap'")
+    logits, pull, aux = jax.vjp(f, x, has_aux=True)
+    quantities, pull_quantities = jax.vjp(lambda y: start.quantities(y, classes), logits)
+
+    def one(selector: Array) -> Array:
+        (ct,) = pull_quantities(selector)
+        (m,) = pull(ct)
+        return m if terminal else x * m
+
+    count = quantities.shape[0]
+    selectors = jnp.broadcast_to(
+        jnp.eye(count, dtype=logits.dtype)[:, :, None], (count, *quantities.shape)
+    )
+    if strategy == "vmap":
+        stacked = jax.vmap(one, out_axes=1)(selectors)
+    else:
+        stacked = jnp.stack([one(selectors[i]) for i in range(count)], axis=1)
+    return Maps(logits, stacked, quantities.T, aux)
+
+
+# ---------------------------------------------------------------- for people
+
+
+class Explanation(NamedTuple):
+    """Result of `explain`.
+
+    Attributes:
+        relevance: shape of x, or (b, k, *x.shape[1:]) for ``target="each"``.
+        logits: (b, k).
+        conservation_gap: (b,) or (b, k): explained quantity minus the relevance that arrived,
+            in units of the logit: what biases and stabilisers absorbed.
+    """
+
+    relevance: Array
+    logits: Array
+    conservation_gap: Array
+
+
+def explain(
+    model: nnx.Module,
+    x: Array | np.ndarray,
+    *,
+    target: int | str | Array | np.ndarray | None = None,
+    composite: str | Composite = "epsilon",
+    strategy: str = "loop",
+) -> Explanation:
+    """LRP heatmaps of a model built from `isnet_jax.lrp.layers`; the model is not changed.
+
+    BatchNorms use their running averages.
+
+    Args:
+        model: maps x to logits (b, k).
+        x: (b, *space, c) float, finite.
+        target: None, the predicted class; an int or (b,) ints, that class; "each", one map a
+            class; "all", the sum of all logits; "selective", the least likely class against the
+            others.
+        composite: a `Composite` or a preset's name (see `isnet_jax.lrp.composite.PRESETS`).
+        strategy: "loop" or "vmap" for ``target="each"``.
+
+    Raises:
+        ValueError: bad x, unknown target or composite, a class outside the logits, an unmatched
+            layer.
+    """
+    composite = create(composite) if isinstance(composite, str) else composite
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    if not bool(jnp.isfinite(x).all()):
+        raise ValueError("x has non-finite values (NaN or infinity)")
+    start, classes = _target(target, x.shape[0])
+    twin = composite.view(model)
+    twin.eval()
+    graphdef, state = nnx.split(twin)
+    maps = _explain(
+        graphdef, nnx.to_pure_dict(state), x, classes, start, composite.terminal(model), strategy
+    )
+    count = maps.logits.shape[-1]
+    if classes is not None and not bool(((classes >= 0) & (classes < count)).all()):
+        raise ValueError(f"target has a class outside 0..{count - 1}: {np.asarray(classes)}")
+    arrived = maps.relevance.sum(tuple(range(2, maps.relevance.ndim)))
+    gap = maps.quantities - arrived
+    if isinstance(start, EachLogit):
+        return Explanation(maps.relevance, maps.logits, gap)
+    return Explanation(maps.relevance[:, 0], maps.logits, gap[:, 0])
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _explain(graphdef, state, x, classes, start, terminal, strategy):
+    def f(x):
+        return nnx.merge(graphdef, state)(x), None
+
+    return relevance(f, x, start, terminal=terminal, classes=classes, strategy=strategy)
+
+
+def _target(target, batch: int) -> tuple[Start, Array | None]:
+    words: dict[str, Start] = {
+        "each": EachLogit(),
+        "all": AllLogits(),
+        "selective": Selective(),
+    }
+    if isinstance(target, str):
+        if target not in words:
+            raise ValueError(
+                f"unknown target {target!r}; legal values: None, a class, one class a sample, "
+                f"{', '.join(map(repr, words))}"
+            )
+        return words[target], None
+    if target is None:
+        return Logit(), None
+    classes = jnp.asarray(target)
+    if not jnp.issubdtype(classes.dtype, jnp.integer) or classes.shape not in ((), (batch,)):
+        raise ValueError(
+            f"target must be one int or ({batch},) ints, got {classes.dtype} {classes.shape}"
+        )
+    return Logit(), jnp.broadcast_to(classes, (batch,))

@@ -1,0 +1,322 @@
+"""Flax NNX layers that carry a static LRP rule; ``rule = None`` is the plain layer at no cost.
+
+The layers are `flax.nnx`'s own (same parameters, same initialisation) with the rule attached to
+their output. `Conv` and `Dense` may hold the normalisation that follows them, because the
+weight-sign rules need the folded weight: convolution + BatchNorm is ONE linear unit.
+
+Layout: channels last, (batch, *space, channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from isnet_jax.lrp import ops
+from isnet_jax.lrp.rules import Pass, Rule, ZPlus, along_channels
+
+Array = jax.Array
+
+
+def _pairs(padding: int | Sequence[int], rank: int) -> tuple[tuple[int, int], ...]:
+    sides = (padding,) * rank if isinstance(padding, int) else tuple(padding)
+    return tuple((side, side) for side in sides)
+
+
+def _sides(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """BatchNorm as an affine map per channel, (..., c) to (..., c).
+
+    For the heatmap the statistics are constants (``statistics = "detach"``, proper LRP: samples do
+    not leak into each other's maps) unless ``"through"`` asks for the derivative through the batch
+    statistics, which is what the original LRP-Flex does in training. The outer derivative always
+    sees the batch statistics. The variance is the biased one in value and running average.
+    """
+
+    kind = "norm"
+
+    def __init__(self, features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **kwargs) -> None:
+        super().__init__(features, momentum=momentum, rngs=rngs, **kwargs)
+        self.rule: Rule | None = None
+        self.statistics: str = "detach"
+
+    def affine(self, u: Array, in_map: bool) -> tuple[Array, Array, Array, Array]:
+        """Mean, gamma, 1 / sigma and beta, each (c,); updates the running averages."""
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            axes = tuple(range(u.ndim - 1))
+            mean = u.mean(axes)
+            var = jnp.square(u - along_channels(mean, u.ndim)).mean(axes)
+            keep = self.momentum
+            self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
+            self.var[...] = keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(var)
+            if in_map and self.statistics == "detach":
+                mean, var = ops.constant_in_map(mean), ops.constant_in_map(var)
+        inverse = jax.lax.rsqrt(var + self.epsilon)
+        gamma = jnp.ones_like(mean) if self.scale is None else self.scale[...]
+        beta = jnp.zeros_like(mean) if self.bias is None else self.bias[...]
+        return mean, gamma, inverse, beta
+
+    def __call__(self, x: Array) -> Array:
+        """Normalises x (..., c)."""
+        return _linear_unit(self.rule, None, x, None, None, self)
+
+
+class Conv(nnx.Conv):
+    """Convolution, optionally with its BatchNorm: (b, *space, in) to (b, *pooled, out).
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        kernel_size: window, one int per spatial axis.
+        strides: int or one per axis.
+        padding: zeros on both sides, int or one per axis.
+        dilation: int or one per axis.
+        groups: feature groups.
+        use_bias: own bias; default: only without a norm.
+        norm: followed by a `BatchNorm`, as one unit.
+        rngs: initialisation.
+    """
+
+    kind = "conv"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        use_bias: bool | None = None,
+        norm: bool = False,
+        rngs: nnx.Rngs,
+        **kwargs,
+    ) -> None:
+        rank = len(kernel_size)
+        super().__init__(
+            in_features,
+            out_features,
+            tuple(kernel_size),
+            strides=_sides(strides, rank),
+            padding=_pairs(padding, rank),
+            kernel_dilation=_sides(dilation, rank),
+            feature_group_count=groups,
+            use_bias=not norm if use_bias is None else use_bias,
+            kernel_init=kwargs.pop("kernel_init", nnx.initializers.he_normal()),
+            rngs=rngs,
+            **kwargs,
+        )
+        self.norm = BatchNorm(out_features, rngs=rngs) if norm else None
+        self.rule: Rule | None = None
+
+    @property
+    def linear(self) -> ops.ConvMap:
+        """The bilinear map of this layer."""
+        return ops.ConvMap(
+            tuple(self.strides),
+            tuple(self.padding),
+            tuple(self.kernel_dilation),
+            self.feature_group_count,
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the unit to x (b, *space, in)."""
+        if x.ndim != len(self.kernel_size) + 2 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"convolution expects (batch, {len(self.kernel_size)} spatial axes, "
+                f"{self.in_features} channels), got shape {x.shape}"
+            )
+        bias = None if self.bias is None else self.bias[...]
+        return _linear_unit(self.rule, self.linear, x, self.kernel[...], bias, self.norm)
+
+
+class Dense(nnx.Linear):
+    """Fully connected layer, (..., in) to (..., out)."""
+
+    kind = "dense"
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **kwargs) -> None:
+        super().__init__(in_features, out_features, rngs=rngs, **kwargs)
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the layer to x (..., in)."""
+        bias = None if self.bias is None else self.bias[...]
+        return _linear_unit(self.rule, ops.MatMap(), x, self.kernel[...], bias, None)
+
+
+def _linear_unit(
+    rule: Rule | None,
+    linear: ops.ConvMap | ops.MatMap | None,
+    x: Array,
+    w: Array | None,
+    b: Array | None,
+    norm: BatchNorm | None,
+) -> Array:
+    """``norm(linear(x, w) + b)`` with the rule on the result; ``linear=None`` is the norm alone."""
+    u = x if linear is None else linear(x, w)
+    biased = u if b is None else u + along_channels(b, u.ndim)
+    if norm is None:
+        fold = _Fold(w, b, None)
+        z = biased
+    else:
+        mean, gamma, inverse, beta = norm.affine(biased, in_map=rule is not None)
+        fold = _Fold(w, b, (mean, gamma, inverse, beta))
+        z = fold.normalise(biased)
+    if rule is None or isinstance(rule, Pass):
+        return z
+    denominator = None
+    if rule.detach_bias:
+        fold = fold.detached()
+        denominator = fold.apply(u)
+    w, b = fold.weight_and_bias()
+    return ops.apply_rule(
+        rule, z, linear=linear or ops.ScaleMap(), x=x, w=w, b=b, denominator=denominator
+    )
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Weight, bias and following norm of a linear unit, to be folded into one weight and bias."""
+
+    w: Array | None
+    b: Array | None
+    norm: tuple[Array, Array, Array, Array] | None  # mean, gamma, 1 / sigma, beta
+
+    def normalise(self, biased: Array) -> Array:
+        """The norm applied to ``linear(x, w) + b``."""
+        if self.norm is None:
+            return biased
+        mean, gamma, inverse, beta = (along_channels(v, biased.ndim) for v in self.norm)
+        return (biased - mean) * (gamma * inverse) + beta
+
+    def apply(self, u: Array) -> Array:
+        """Bias and norm applied to ``linear(x, w)``."""
+        return self.normalise(u if self.b is None else u + along_channels(self.b, u.ndim))
+
+    def detached(self) -> _Fold:
+        """The same with all but the weight and gamma constant for every derivative."""
+        frozen = jax.lax.stop_gradient
+        b = None if self.b is None else frozen(self.b)
+        if self.norm is None:
+            return _Fold(self.w, b, None)
+        mean, gamma, inverse, beta = self.norm
+        return _Fold(self.w, b, (frozen(mean), gamma, frozen(inverse), frozen(beta)))
+
+    def weight_and_bias(self) -> tuple[Array, Array | None]:
+        """The folded weight (out channels last) and bias (c,)."""
+        if self.norm is None:
+            return self.w, self.b
+        mean, gamma, inverse, beta = self.norm
+        scale = gamma * inverse
+        w = scale if self.w is None else self.w * along_channels(scale, self.w.ndim)
+        return w, (-mean if self.b is None else self.b - mean) * scale + beta
+
+
+class ReLU(nnx.Module):
+    """``max(x, 0)``, any shape. `Epsilon` here is LRP-Flex's factor ``a / (a + epsilon)``."""
+
+    kind = "relu"
+
+    def __init__(self) -> None:
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Rectifies x."""
+        return ops.apply_output_rule(self.rule, jax.nn.relu(x))
+
+
+class MaxPool(nnx.Module):
+    """Max pooling with winner-take-all relevance, (b, *space, c) to (b, *pooled, c)."""
+
+    kind = "max_pool"
+
+    def __init__(
+        self,
+        window: Sequence[int],
+        *,
+        strides: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+    ) -> None:
+        self.window = tuple(window)
+        self.strides = self.window if strides is None else _sides(strides, len(self.window))
+        self.padding = _pairs(padding, len(self.window))
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Pools x."""
+        pooled = ops.max_pool(x, self.window, self.strides, self.padding)
+        return ops.apply_output_rule(self.rule, pooled)
+
+
+class AvgPool(nnx.Module):
+    """Average pooling over windows, (b, *space, c) to (b, *pooled, c)."""
+
+    kind = "avg_pool"
+
+    def __init__(
+        self,
+        window: Sequence[int],
+        *,
+        strides: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+    ) -> None:
+        window = tuple(window)
+        strides = window if strides is None else _sides(strides, len(window))
+        self.linear = ops.AveragePoolMap(window, strides, _pairs(padding, len(window)))
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Pools x."""
+        one = jnp.ones((), x.dtype)
+        return ops.apply_rule(self.rule, self.linear(x, one), linear=self.linear, x=x, w=one)
+
+
+class AdaptiveAvgPool(nnx.Module):
+    """Average pooling to a fixed size, (b, *space, c) to (b, prod(size) c), flattened.
+
+    ``size = 1`` is the global average.
+    """
+
+    kind = "avg_pool"
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Pools and flattens x."""
+        linear = ops.AdaptivePoolMap((self.size,) * (x.ndim - 2))
+        one = jnp.ones((), x.dtype)
+        z = ops.apply_rule(self.rule, linear(x, one), linear=linear, x=x, w=one)
+        return z.reshape(z.shape[0], -1)
+
+
+class Add(nnx.Module):
+    """Residual sum of two arrays of one shape."""
+
+    kind = "add"
+
+    def __init__(self) -> None:
+        self.rule: Rule | None = None
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        """Returns a + b."""
+        if not isinstance(self.rule, ZPlus):
+            return ops.apply_output_rule(self.rule, a + b)
+        # z+ needs the summands' signs; stacking them makes the sum one linear map.
+        both = jnp.stack((a, b))
+        return ops.apply_rule(
+            self.rule, a + b, linear=ops.SumMap(), x=both, w=jnp.ones((), a.dtype)
+        )

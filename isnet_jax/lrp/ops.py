@@ -1,0 +1,342 @@
+"""Operations whose inner derivative is an LRP rule and whose outer derivative is the true one.
+
+Trick (see docs in `isnet_jax.lrp.explain`): a heatmap is computed by ONE ``jax.vjp`` of the model.
+That inner vjp consumes the custom rules below; every ``fwd`` returns the undecorated value, so a
+``jax.grad`` around it sees the ordinary derivatives of the logits and differentiates the rules
+themselves. Cotangents are multipliers ``m = R / value``, so everything linear and homogeneous
+(add, concatenate, mean, reshape, average pooling) already is LRP by plain autodiff.
+
+Layout: channels last, kernels (*window, in, out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from isnet_jax.lrp.rules import Epsilon, Linear, Pass, Rule, ZPlus, along_channels, magnitude, sign
+
+Array = jax.Array
+
+
+# ---------------------------------------------------------------- constants of the heatmap
+
+
+@jax.custom_vjp
+def constant_in_map(value: Array) -> Array:
+    """Identity whose inner derivative is zero: a constant for the heatmap, not for the loss.
+
+    `jax.lax.stop_gradient` would also cut the outer derivative. Any shape and dtype.
+    """
+    return value
+
+
+constant_in_map.defvjp(lambda value: (value, None), lambda _, m: (None,))
+
+
+# ---------------------------------------------------------------- rules
+
+
+@jax.custom_vjp
+def stabilize(z: Array, denominator: Array | None, epsilon: Array | float) -> Array:
+    """Identity on ``z`` whose inner derivative is ``m z / (d + epsilon sign(d))``.
+
+    Args:
+        z: any shape.
+        denominator: ``d``, equal in value to ``z`` but possibly with another outer derivative;
+            None means ``z`` itself.
+        epsilon: scalar, or an array that broadcasts with ``z``; > 0.
+    """
+    return z
+
+
+def _stabilize_fwd(z, denominator, epsilon):
+    return z, (z, denominator, epsilon)
+
+
+def _stabilize_bwd(residuals, m):
+    z, d, epsilon = residuals
+    # Without a separate denominator |z|/(|z|+eps) has one kink instead of two.
+    factor = magnitude(z) / (magnitude(z) + epsilon) if d is None else z / (d + epsilon * sign(d))
+    return m * factor, None, None
+
+
+stabilize.defvjp(_stabilize_fwd, _stabilize_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted_rule(rule, linear, x, w, b, z, denominator):
+    """Returns ``z``; the inner derivative goes to ``x`` by the rule and nowhere else."""
+    return z
+
+
+def _weighted_fwd(rule, linear, x, w, b, z, denominator):
+    # z arrives computed by plain operations: the outer derivative flows through it, and a rule
+    # that needs z gets it as a residual instead of computing it again.
+    return z, (x, w, b, z, denominator)
+
+
+def _weighted_bwd(rule, linear, residuals, m):
+    x, w, b, z, denominator = residuals
+    d = z if denominator is None else denominator
+    return rule.multiplier(linear, x, w, b, d, m * z), None, None, None, None
+
+
+_weighted_rule.defvjp(_weighted_fwd, _weighted_bwd)
+
+
+def apply_rule(
+    rule: Rule | None,
+    z: Array,
+    *,
+    linear: Linear,
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    denominator: Array | None = None,
+) -> Array:
+    """Attaches a rule to a layer ``z = linear(x, w) + b`` whose value is already known.
+
+    Args:
+        rule: None or `Pass` leave ``z`` alone.
+        z: the layer's output, computed by plain operations.
+        linear: the bilinear map, e.g. a `ConvMap`.
+        x: the layer's input.
+        w: the weight, with any norm folded in.
+        b: the bias, with any norm folded in, or None.
+        denominator: ``z`` again, if its outer derivative shall differ (see `stabilize`).
+
+    Returns:
+        ``z``, same shape and value.
+    """
+    if rule is None or isinstance(rule, Pass):
+        return z
+    if isinstance(rule, Epsilon):
+        return z if rule.epsilon == 0 else stabilize(z, denominator, rule.epsilon)
+    return _weighted_rule(rule, linear, x, w, b, z, denominator)
+
+
+def apply_output_rule(rule: Rule | None, z: Array) -> Array:
+    """Attaches `Epsilon`, or `ZPlus` of a winner-take-all layer, to an output ``z``; any shape."""
+    if isinstance(rule, ZPlus):
+        kept = z if rule.epsilon == 0 else stabilize(z, None, rule.epsilon)
+        return jnp.where(z >= 0, kept, constant_in_map(z))
+    if isinstance(rule, Epsilon) and rule.epsilon != 0:
+        return stabilize(z, None, rule.epsilon)
+    return z
+
+
+# ---------------------------------------------------------------- bilinear maps
+
+
+@dataclass(frozen=True)
+class MatMap:
+    """``x @ w``: x (..., in), w (in, out)."""
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """Returns (..., out)."""
+        return x @ w
+
+    def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
+        """Transpose in x: s (..., out) to (..., in)."""
+        return s @ w.T
+
+
+@dataclass(frozen=True)
+class ScaleMap:
+    """``x * w`` along the channels: x (..., c), w (c,); the linear part of a BatchNorm."""
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """Returns (..., c)."""
+        return x * along_channels(w, x.ndim)
+
+    def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
+        """Transpose in x: s (..., c) to (..., c)."""
+        return self(s, w)
+
+
+@dataclass(frozen=True)
+class AveragePoolMap:
+    """Average over windows times a scalar weight: x (b, *space, c), w ()."""
+
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """Returns (b, *pooled, c); padded zeros count, as in torch's default."""
+        full = (1, *self.window, 1)
+        pad = ((0, 0), *self.padding, (0, 0))
+        zero = np.zeros((), x.dtype)
+        total = lax.reduce_window(x, zero, lax.add, full, (1, *self.strides, 1), pad)
+        size = 1
+        for side in self.window:
+            size *= side
+        return total * (w / size)
+
+    def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
+        """Transpose in x: s (b, *pooled, c) to x_shape."""
+        return _transpose(lambda x: self(x, w), s, x_shape)
+
+
+@dataclass(frozen=True)
+class AdaptivePoolMap:
+    """Average over ``size`` windows that cover each axis, times a scalar weight w ().
+
+    Window i of n over length L spans floor(i L / n) to ceil((i + 1) L / n), as in torch.
+    """
+
+    size: tuple[int, ...]
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """x (b, *space, c) to (b, *size, c)."""
+        for axis, weights in self._weights(x):
+            x = jnp.moveaxis(jnp.tensordot(x, weights, ((axis,), (1,))), -1, axis)
+        return x * w
+
+    def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
+        """Transpose in x: s (b, *size, c) to x_shape."""
+        return _transpose(lambda x: self(x, w), s, x_shape)
+
+    def _weights(self, x: Array) -> Iterator[tuple[int, Array]]:
+        for axis, n in enumerate(self.size, start=1):
+            length = x.shape[axis]
+            index, place = np.arange(n)[:, None], np.arange(length)[None]
+            start, stop = index * length // n, -((-(index + 1) * length) // n)
+            inside = (place >= start) & (place < stop)
+            if length != n:
+                yield axis, jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+
+
+@dataclass(frozen=True)
+class SumMap:
+    """Sum over a leading axis of summands times a scalar weight: x (n, ...), w ()."""
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """Returns (...)."""
+        return x.sum(0) * w
+
+    def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
+        """Transpose in x: s (...) to (n, ...)."""
+        return jnp.broadcast_to(s * w, x_shape)
+
+
+@dataclass(frozen=True)
+class ConvMap:
+    """A convolution, closed under differentiation.
+
+    JAX differentiates a *strided* transposed convolution with respect to its kernel into a dilated
+    one that no fast path takes. Here convolution, input-transpose and kernel-transpose are each
+    other's derivatives, so only these three appear at any order. For stride 1 JAX's own
+    derivatives already are these three.
+    """
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """x (b, *space, in), w (*window, in // groups, out) to (b, *pooled, out)."""
+        return _conv(self, x, w) if self._strided else _conv_raw(self, x, w)
+
+    def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
+        """Transpose in x: s (b, *pooled, out) to x_shape."""
+        if self._strided:
+            return _conv_input(self, tuple(x_shape), s, w)
+        return _transpose(lambda x: _conv_raw(self, x, w), s, x_shape)
+
+    @property
+    def _strided(self) -> bool:
+        return any(stride != 1 for stride in self.strides)
+
+
+def _transpose(linear_in_x, s, x_shape):
+    (x,) = jax.linear_transpose(linear_in_x, jax.ShapeDtypeStruct(x_shape, s.dtype))(s)
+    return x
+
+
+def _conv_raw(conv, x, w):
+    space = "DHW"[-len(conv.strides) :]
+    numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
+    return lax.conv_general_dilated(
+        x,
+        w,
+        conv.strides,
+        conv.padding,
+        rhs_dilation=conv.dilation,
+        dimension_numbers=numbers,
+        feature_group_count=conv.groups,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(conv, x, w):
+    return _conv_raw(conv, x, w)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv_input(conv, x_shape, s, w):
+    return _transpose(lambda x: _conv_raw(conv, x, w), s, x_shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv_kernel(conv, w_shape, x, s):
+    return _transpose(lambda w: _conv_raw(conv, x, w), s, w_shape)
+
+
+def _conv_fwd(conv, x, w):
+    return _conv_raw(conv, x, w), (x, w)
+
+
+def _conv_bwd(conv, residuals, s):
+    x, w = residuals
+    return _conv_input(conv, x.shape, s, w), _conv_kernel(conv, w.shape, x, s)
+
+
+def _conv_input_fwd(conv, x_shape, s, w):
+    return _transpose(lambda x: _conv_raw(conv, x, w), s, x_shape), (s, w)
+
+
+def _conv_input_bwd(conv, x_shape, residuals, v):
+    s, w = residuals
+    return _conv(conv, v, w), _conv_kernel(conv, w.shape, v, s)
+
+
+def _conv_kernel_fwd(conv, w_shape, x, s):
+    return _transpose(lambda w: _conv_raw(conv, x, w), s, w_shape), (x, s)
+
+
+def _conv_kernel_bwd(conv, w_shape, residuals, u):
+    x, s = residuals
+    return _conv_input(conv, x.shape, s, u), _conv(conv, x, u)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+_conv_input.defvjp(_conv_input_fwd, _conv_input_bwd)
+_conv_kernel.defvjp(_conv_kernel_fwd, _conv_kernel_bwd)
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def max_pool(
+    x: Array,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+) -> Array:
+    """Max pooling, (b, *space, c) to (b, *pooled, c).
+
+    The first maximum of a window wins a tie; contributions of overlapping windows add (the
+    original's unpooling overwrites them).
+    """
+    full, pad = (1, *window, 1), ((0, 0), *padding, (0, 0))
+    lowest = np.array(-np.inf, x.dtype)
+    return lax.reduce_window(x, lowest, lax.max, full, (1, *strides, 1), pad)
