@@ -62,6 +62,12 @@ def make_task(experiment: Experiment) -> Task:
                 raise SetupError(f"{cls.__name__}: the data set {split!r} is empty")
     except REFUSALS as error:
         raise SetupError(f"{cls.__name__}: {error}") from error
+    best = experiment.checkpoint.best
+    if best and best.partition("/")[0] != task.val_split:
+        raise SetupError(
+            f"config.checkpoint.best = {best!r} must be a metric of the task's "
+            f"val_split, which is {task.val_split!r}: '{task.val_split}/…'"
+        )
     return task
 
 

@@ -58,6 +58,11 @@ class Store:
         place = (folder / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(place, options=_options(settings))
 
+    def newest(self) -> int:
+        """The step of the newest complete checkpoint, sound or not; -1 if there is none."""
+        step = self._manager.latest_step()
+        return -1 if step is None else step
+
     def save(self, step: int, state: State, scores: Mapping[str, float]) -> None:
         """Save `state` after `step` updates; `scores` ("val/loss" -> value) may rank it.
 

@@ -252,6 +252,7 @@ class Task(Protocol):
 
         `feed(dataset)` yields device batches of one fixed size in file order, the last one filled
         up with repeated items; "valid", bool (batch,), tells the real ones.
+        Reduce to scalars under jit: with several hosts no process holds a whole batch.
         """
 
     def explain(self, state: State, split: str, count: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from launch.card import Leaf
 from launch.experiment import SetupError
 
 PLOT_EVERY_SECONDS = 30.0
@@ -51,29 +52,27 @@ def _truncate(file: Path, step: int) -> list[dict[str, Any]]:
 class Recorder:
     """Writes the rows of one leaf and shows how far it is. On hosts other than 0 it is silent."""
 
-    def __init__(
-        self, folder: Path, label: str, start: int, steps: int, *, tensorboard: bool, host: int
-    ) -> None:
-        """Opens `folder`/metrics.jsonl, without the rows beyond step `start`."""
+    def __init__(self, leaf: Leaf, start: int, *, host: int) -> None:
+        """Opens the leaf's metrics.jsonl, without the rows beyond step `start`."""
         self.active = host == 0
         if not self.active:
             return
-        self.folder, self.label, self.steps = folder, label, steps
-        kept = _truncate(folder / "metrics.jsonl", start)
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.folder, self.label, self.steps = leaf.folder, leaf.label, leaf.experiment.steps
+        kept = _truncate(self.folder / "metrics.jsonl", start)
+        self._file = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # Time goes on where the restored row left it, so that it stays monotonic.
         self._begin = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
         self._plotted, self._told = time.monotonic(), -1
         self._board = None
-        if tensorboard:
+        if leaf.experiment.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         # Where nobody watches a bar, plain lines are written instead.
         self._bar = _bar() if sys.stderr.isatty() else None
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(label, total=steps, completed=start, told="")
+            self._task = self._bar.add_task(self.label, total=self.steps, completed=start, told="")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add one row: `values` of `split` after `step` updates."""

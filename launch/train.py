@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
@@ -15,13 +13,13 @@ import numpy as np
 from launch import mesh as meshes
 from launch.card import Leaf
 from launch.checkpoint import Store
-from launch.experiment import Batch, SetupError, State, Task
+from launch.experiment import Batch, Experiment, SetupError, State, Task
 from launch.record import Recorder
 from launch.stream import Stream, feeder
 from launch.workdir import write_json
 
 # Initialisation draws from a step that is never reached.
-INIT = np.uint32(2**32 - 1)
+INIT = 2**32 - 1
 REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
@@ -96,9 +94,8 @@ def start(
     if restored is not None:
         return restored
     shardings = meshes.shardings(placed)
-    rng = _rng(leaf.seed, mesh, INIT)
     # Each process makes only its own shards, and no array is ever there twice.
-    state = jax.jit(task.init, out_shardings=shardings)(rng)
+    state = jax.jit(task.init, out_shardings=shardings)(rng_of(leaf.seed, mesh)(INIT))
     if hasattr(task, "prepare"):
         state = task.prepare(state, stream.__getitem__)
         _same_structure(task, "prepare", placed, state)
@@ -107,9 +104,11 @@ def start(
     return state, 0
 
 
-def _rng(seed: int, mesh: jax.sharding.Mesh, step: np.uint32) -> jax.Array:
+def rng_of(seed: int, mesh: jax.sharding.Mesh) -> Callable[[int], jax.Array]:
+    """`rng(step)` -> the step's key, the same on all devices; pure in seed and step."""
     same = meshes.replicated(mesh)
-    return jax.jit(lambda i: jax.random.fold_in(jax.random.key(seed), i), out_shardings=same)(step)
+    fold = jax.jit(lambda i: jax.random.fold_in(jax.random.key(seed), i), out_shardings=same)
+    return lambda step: fold(np.uint32(step))
 
 
 # ------------------------------------------------------------------------- stop on NaN
@@ -147,89 +146,85 @@ def train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> State:
     """Train one leaf to its last step, from its newest checkpoint if it has one.
 
     Raises:
-        SetupError: the task refuses its configuration, or the batch does not fit the devices.
+        SetupError: the task refuses its configuration, the batch does not fit the devices, or no
+            checkpoint can be restored.
         NotFinite: the loss or the state is NaN or infinite.
     """
+    experiment, steps = leaf.experiment, leaf.experiment.steps
     with ExitStack() as stack:
-        return _train(leaf, task, mesh, stack)
+        # What the task can refuse, it refuses before anything is computed.
+        stream = Stream(task.dataset("train"), leaf.seed, experiment.batch_size, mesh)
+        placed = abstract_state(task, mesh)
+        store = Store(leaf.folder, experiment.checkpoint, leaf.config)
+        stack.callback(store.close)
+        update = compile_step(task, placed, stream, mesh) if store.newest() < steps else None
+        state, first = start(task, leaf, placed, stream, mesh, store)
+        if first >= steps:
+            return state
+        update = update or compile_step(task, placed, stream, mesh)
+        record = Recorder(leaf, first, host=jax.process_index())
+        stack.callback(record.close)
+        return _loop(leaf, task, mesh, update, state, first, stream, store, record)
 
 
-def _train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh, stack: ExitStack) -> State:
-    experiment, saving = leaf.experiment, leaf.experiment.checkpoint
-    steps, split = experiment.steps, task.val_split
-    if saving.best and not split:
-        raise SetupError(f"config.checkpoint.best = {saving.best!r}: the task has no val_split")
-
-    # Everything that can be refused is refused before anything is computed.
-    stream = Stream(task.dataset("train"), leaf.seed, experiment.batch_size, mesh)
+def _loop(
+    leaf: Leaf,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    update: Any,
+    state: State,
+    first: int,
+    stream: Stream,
+    store: Store,
+    record: Recorder,
+) -> State:
+    experiment, split, rng_at = leaf.experiment, task.val_split, rng_of(leaf.seed, mesh)
     feed = feeder(experiment.eval_batch_size or experiment.batch_size, mesh)
-    placed = abstract_state(task, mesh)
-    store = Store(leaf.folder, saving, leaf.config)
-    stack.callback(store.close)
-    state, first = start(task, leaf, placed, stream, mesh, store)
-    if first >= steps:
-        return state
-    update = compile_step(task, placed, stream, mesh)
-    rng_at = jax.jit(
-        lambda i: jax.random.fold_in(jax.random.key(leaf.seed), i),
-        out_shardings=meshes.replicated(mesh),
-    )
     finite = jax.jit(_all_finite, out_shardings=meshes.replicated(mesh))
-    record = Recorder(
-        leaf.folder,
-        leaf.label,
-        first,
-        steps,
-        tensorboard=experiment.tensorboard,
-        host=jax.process_index(),
-    )
-    stack.callback(record.close)
-    batches = stream.batches(first, steps)
-    stack.callback(batches.close)
-
     window: list[dict[str, jax.Array]] = []  # of the steps since the last row; on the device
-    for step, batch in enumerate(batches, start=first + 1):
-        rng = rng_at(np.uint32(step - 1))
-        with jax.transfer_guard("disallow"):
-            state, metrics = update(state, batch, rng)
-        window.append(metrics)
 
-        last = step == steps
-        evaluates = bool(split and experiment.eval_every) and (
-            last or step % experiment.eval_every == 0
-        )
-        saves = last or (saving.every and step % saving.every == 0) or (saving.best and evaluates)
-        # A row ends at every checkpoint too, so that a resumed run writes the same rows.
-        if not (evaluates or saves or step % experiment.log_every == 0):
-            continue
+    with closing(stream.batches(first, experiment.steps)) as batches:
+        for step, batch in enumerate(batches, start=first + 1):
+            rng = rng_at(step - 1)
+            with jax.transfer_guard("disallow"):
+                state, metrics = update(state, batch, rng)
+            window.append(metrics)
+            evaluates, saves, reports = _due(experiment, split, step)
+            if not reports:
+                continue
 
-        known = jax.device_get(window)
-        for at, one in enumerate(known, start=step - len(known) + 1):
-            if not np.isfinite(one["loss"]):
-                _stop(leaf, at, f"loss is {one['loss']}", stream[at - 1], rng_at(np.uint32(at - 1)))
-        if saves and not finite(state):
-            _stop(leaf, step, "state is not finite", batch, rng)
-        record.write(step, "train", _mean(known))
-        window.clear()
+            # Only here does the host wait for the device.
+            known = jax.device_get(window)
+            for at, one in enumerate(known, start=step - len(known) + 1):
+                if not np.isfinite(one["loss"]):
+                    _stop(leaf, at, f"loss is {one['loss']}", stream[at - 1], rng_at(at - 1))
+            if saves and not finite(state):
+                _stop(leaf, step, "state is not finite", batch, rng)
+            record.write(step, "train", _mean(known))
+            window.clear()
 
-        scores = {}
-        if evaluates:
-            scores = {name: float(value) for name, value in task.evaluate(state, split, feed)}
-            record.write(step, split, scores)
-            record.plot()
-        if saves:
-            store.save(step, state, {f"{split}/{name}": v for name, v in scores.items()})
+            scores = {}
+            if evaluates:
+                scores = {name: float(value) for name, value in task.evaluate(state, split, feed)}
+                record.write(step, split, scores)
+                record.plot()
+            if saves:
+                store.save(step, state, {f"{split}/{name}": v for name, v in scores.items()})
     record.plot(last=True)
     return state
 
 
+def _due(experiment: Experiment, split: str | None, step: int) -> tuple[bool, bool, bool]:
+    """Whether after `step` updates one evaluates, saves, writes a row."""
+    every, last = experiment.checkpoint.every, step == experiment.steps
+    evaluates = bool(split and experiment.eval_every) and (
+        last or step % experiment.eval_every == 0
+    )
+    saves = last or bool(every and step % every == 0)
+    saves = saves or bool(experiment.checkpoint.best and evaluates)
+    # A row ends at every checkpoint too, so that a resumed run writes the same rows.
+    return evaluates, saves, evaluates or saves or step % experiment.log_every == 0
+
+
 def _mean(window: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
     return {k: float(np.mean([one[k] for one in window], dtype=np.float64)) for k in window[0]}
-
-
-def stored_nan(folder: Path) -> dict[str, Any]:
-    """What `_stop` stored in a leaf's `nan/`: step, batch (arrays by name), rng (key data)."""
-    info = json.loads((folder / "step.json").read_text(encoding="utf-8"))
-    with np.load(folder / "batch.npz") as arrays:
-        batch = dict(arrays)
-    return {"step": info["step"], "batch": batch, "rng": np.load(folder / "rng.npy")}

@@ -1,7 +1,6 @@
 """What the user sees: one-line errors, the table, the record, the pictures."""
 
 import json
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from launch import mesh
+from launch import mesh, record
 from launch.__main__ import main
 from launch.checkpoint import Store, load
 from launch.experiment import Checkpoint, Mesh, Optimizer
 from launch.optimize import optimizer, schedule
 from launch.record import rows
-from launch.train import stored_nan
 from tests.launch.conftest import CARD
 
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "matplotlib")
@@ -121,6 +119,16 @@ def test_verbs(capsys: pytest.CaptureFixture) -> None:
     assert f"{CARD}: Toy: 12 steps of a small network" in capsys.readouterr().out
 
 
+def test_missing_extras_are_named(
+    launch: Callable, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "find_spec", lambda name: None)
+    assert launch(tmp_path, "tensorboard=true") == 2
+    assert "needs the extra `tensorboard`: pip install" in only_line(capsys)
+    assert launch(tmp_path, "steps=1") == 0
+    assert capsys.readouterr().err.count("needs the extra `plot`") == 1
+
+
 # ------------------------------------------------------------------------- running
 
 
@@ -175,11 +183,12 @@ def test_nan_stops_at_its_step_and_keeps_the_finite_past(
     keys = ("task.nan_at=11", "log_every=100", "eval_every=0", "checkpoint.every=1000")
     assert launch(tmp_path, *keys) == 1
     told = capsys.readouterr().err
-    found = stored_nan(tmp_path / "seed0/nan")
-    assert f"loss is nan at step {found['step']}" in told
-    row = found["batch"]["index"].tolist().index(11)
-    assert np.isnan(found["batch"]["x"][row]).all()
-    assert found["rng"].dtype == np.uint32
+    folder = tmp_path / "seed0/nan"
+    found = json.loads((folder / "step.json").read_text())
+    assert f"loss is nan at step {found['step']}" in told and found["batch"] == found["step"] - 1
+    with np.load(folder / "batch.npz") as batch:
+        assert np.isnan(batch["x"][batch["index"].tolist().index(11)]).all()
+    assert np.load(folder / "rng.npy").dtype == np.uint32
     # With checkpoints on the way, the last before the NaN is there and finite.
     assert found["step"] > 1
     assert launch(tmp_path / "b", "task.nan_at=11", "checkpoint.every=1", "eval_every=0") == 1
@@ -245,8 +254,3 @@ def test_biases_do_not_decay_and_gradients_are_clipped() -> None:
     tx = optimizer(Optimizer(name="sgd", clip_norm=1.0, learning_rate=1.0), 10)
     updates, _ = tx.update(jax.tree.map(lambda a: 9 * a, params), tx.init(params), params)
     assert float(optax.tree.norm(updates)) == pytest.approx(1.0, rel=1e-6)
-
-
-def test_no_machine_is_named_in_the_package() -> None:
-    for path in Path("launch").glob("*.py"):
-        assert os.path.expanduser("~") + "/" not in path.read_text()
