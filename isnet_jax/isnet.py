@@ -141,9 +141,7 @@ def sample_terms(
         loss = cross_entropy(logits, labels)
         return {"loss": loss, "accuracy": _correct(logits, labels)}, rest
     f = bind(graphs.train_maps if training else graphs.infer_maps, params, rest)
-    maps = relevance(
-        f, x, isnet.start, terminal=graphs.terminal, strategy=isnet.strategy
-    )
+    maps = relevance(f, x, isnet.start, terminal=graphs.terminal, strategy=isnet.strategy)
     classification = cross_entropy(maps.logits, labels)
     heatmap, background, foreground = isnet.loss(maps.relevance, batch["mask"], cuts)
     terms = {

@@ -40,8 +40,8 @@ class Match:
 class Composite:
     """An ordered table of (pattern, rule); the first match wins.
 
-    A pattern is `INPUT` or `INPUT_RELU`, a layer kind written ``"kind:conv"``, a layer class, or a regular
-    expression that must match the whole slash path, e.g. ``"stages/0/.*"``.
+    A pattern is `INPUT` or `INPUT_RELU`, a layer kind written ``"kind:conv"``, a layer class, or a
+    regular expression that must match the whole slash path, e.g. ``"stages/0/.*"``.
 
     Attributes:
         entries: the table.

@@ -58,8 +58,8 @@ class Selective:
     """One map: the class-selective quantity of ``classes``, by default the LOWEST logit's.
 
     ``eta_c = log(P_c / (1 - P_c)) = y_c - logsumexp_{k != c} y_k``, exact and free of overflow.
-    With ``epsilon > 0``, ``log(P_c + epsilon) - log(1 - P_c + epsilon)``: the original's form, whose
-    derivative dies for confident samples (Faster ISNet, Bassi et al. 2024).
+    With ``epsilon > 0``, ``log(P_c + epsilon) - log(1 - P_c + epsilon)``: the original's form,
+    whose derivative dies for confident samples (Faster ISNet, Bassi et al. 2024).
     """
 
     epsilon: float = 0.0

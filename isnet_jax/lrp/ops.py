@@ -195,7 +195,7 @@ class AdaptivePoolMap:
     size: tuple[int, ...]
 
     def __call__(self, x: Array, w: Array) -> Array:
-        """x (b, *space, c) to (b, *size, c)."""
+        """Returns x (b, *space, c) as (b, *size, c)."""
         for axis, weights in self._weights(x):
             x = jnp.moveaxis(jnp.tensordot(x, weights, ((axis,), (1,))), -1, axis)
         return x * w
@@ -243,7 +243,7 @@ class ConvMap:
     groups: int = 1
 
     def __call__(self, x: Array, w: Array) -> Array:
-        """x (b, *space, in), w (*window, in // groups, out) to (b, *pooled, out)."""
+        """Convolves x (b, *space, in) with w (*window, in // groups, out): (b, *pooled, out)."""
         return _conv(self, x, w) if self._strided else _conv_raw(self, x, w)
 
     def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:

@@ -1,7 +1,8 @@
 """LRP rules as data: frozen dataclasses that say how relevance crosses one layer.
 
 Legend used in all formulas: ``x`` layer input, ``w`` weight, ``b`` bias, ``z`` layer output before
-the activation, ``R`` relevance at the output, ``s = R / denominator``, ``m = R / value`` multiplier.
+the activation, ``R`` relevance at the output, ``s = R / denominator``, ``m = R / value`` the
+multiplier.
 
 A rule never touches arrays outside ``multiplier``; which layer gets which rule is decided by a
 `Composite`, and the custom derivatives live in `isnet_jax.lrp.ops`.
@@ -38,7 +39,7 @@ def sign(z: Array) -> Array:
 
 
 def magnitude(v: Array) -> Array:
-    """|v| with derivative 0 at 0 (`jnp.abs` has 1 there, which moves an all-zero map); any shape."""
+    """|v|, any shape, with derivative 0 at 0 (that of `jnp.abs` is 1, and moves a zero map)."""
     return v * jnp.sign(v)
 
 

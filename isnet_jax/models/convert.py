@@ -51,13 +51,13 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
             continue
         target[...] = value.astype(target[...].dtype)
         filled.add(path)
-    parameters = {
-        path for path, v in variables.items() if isinstance(v, nnx.Param | nnx.BatchStat)
-    }
+    parameters = {path for path, v in variables.items() if isinstance(v, nnx.Param | nnx.BatchStat)}
     problems = {
         "unexpected keys": unexpected,
         "wrong shapes": wrong,
-        "nothing for": sorted(parameters - filled - {w.split(" for ")[1].split()[0] for w in wrong}),
+        "nothing for": sorted(
+            parameters - filled - {w.split(" for ")[1].split()[0] for w in wrong}
+        ),
     }
     said = [f"{what}: {', '.join(items)}" for what, items in problems.items() if items]
     if said:

@@ -85,9 +85,7 @@ class ResNet(nnx.Module):
             blocks = []
             for j in range(depth):
                 out = width * 2**i
-                blocks.append(
-                    BasicBlock(features, out, 2 if i > 0 and j == 0 else 1, rngs=rngs)
-                )
+                blocks.append(BasicBlock(features, out, 2 if i > 0 and j == 0 else 1, rngs=rngs))
                 features = out
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)

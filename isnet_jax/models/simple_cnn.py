@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +40,7 @@ class SimpleCNN(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         sizes = (in_channels, *widths)
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.blocks = nnx.List(
             [Conv(a, b, (3, 3), padding=1, norm=norm, rngs=rngs) for a, b in pairs]
         )
