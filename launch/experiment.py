@@ -118,7 +118,8 @@ AT_LEAST = {
 def unknown_key(key: str, legal: list[str], what: str = "key") -> SetupError:
     """The error for `key` (dotted) with the nearest of the dotted `legal` keys."""
     last = {name.rpartition(".")[2]: name for name in legal}
-    near = difflib.get_close_matches(key, legal, n=1, cutoff=0.6)
+    others = [name for name in legal if not key.startswith(name + ".")]  # not what contains it
+    near = difflib.get_close_matches(key, others, n=1, cutoff=0.8)
     near = near or [
         last[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last, n=1, cutoff=0.6)
     ]
