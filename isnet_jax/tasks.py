@@ -135,7 +135,7 @@ class BiasedDigits:
         (_, (values, rest)), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
         updates, opt_state = self._optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        values["gradient_norm"] = optax.global_norm(grads)
+        values["gradient_norm"] = optax.tree.norm(grads)
         return {**state, "params": params, "rest": rest, "opt_state": opt_state}, values
 
     def prepare(self, state: State, batches: Callable[[int], dict[str, Array]]) -> State:
@@ -159,38 +159,34 @@ class BiasedDigits:
         return {**state, "cuts": jax.device_put(cuts, state["cuts"].sharding)}
 
     def evaluate(self, state: State, split: str, feed: Feed) -> Iterator[tuple[str, float]]:
-        """Accuracy and macro-F1 of a split, in [0, 1]; the training loss too on "val"."""
-        confusion, losses, count = 0, 0.0, 0
+        """Accuracy and macro-F1 of a split, in [0, 1]; on "val" the method's own loss too."""
+        with_loss = split == self.val_split
+        sums = None
         for batch in feed(self.dataset(split)):
-            valid = np.asarray(batch["valid"])
-            predicted = np.asarray(self._predict(state, batch["image"]))
-            confusion += metrics.confusion_matrix(
-                np.asarray(batch["label"]), predicted, self.num_classes, valid
-            )
-            if split == self.val_split:
-                each = np.asarray(self._losses(state, batch))
-                losses, count = losses + float(each[valid].sum()), count + int(valid.sum())
-        if split == self.val_split:
-            yield "loss", losses / count
+            one = self._score(state, batch, with_loss)
+            sums = one if sums is None else jax.tree.map(jnp.add, sums, one)
+        if with_loss:
+            yield "loss", float(sums["loss"]) / float(sums["count"])
+        confusion = np.asarray(sums["confusion"])
         yield "accuracy", metrics.accuracy(confusion)
         yield "macro_f1", metrics.macro_f1(confusion)
 
-    @partial(jax.jit, static_argnums=0)
-    def _predict(self, state: State, x: Array) -> Array:
-        return isnet.bind(self._graphs.infer, state["params"], state["rest"])(x)[0].argmax(-1)
-
-    @partial(jax.jit, static_argnums=0)
-    def _losses(self, state: State, batch: dict[str, Array]) -> Array:
-        terms, _ = isnet.sample_terms(
-            self._graphs,
-            state["params"],
-            state["rest"],
-            batch,
-            self._isnet,
-            state["cuts"],
-            training=False,
+    @partial(jax.jit, static_argnums=(0, 3))
+    def _score(self, state: State, batch: dict[str, Array], with_loss: bool) -> dict[str, Array]:
+        """Sums over the valid items; without the loss, the plain inference program."""
+        # The maps cost a second compile and several forwards: only model selection pays for them.
+        params, rest, valid = state["params"], state["rest"], batch["valid"]
+        logits, _ = isnet.bind(self._graphs.infer, params, rest)(batch["image"])
+        confusion = metrics.confusion_matrix(
+            batch["label"], logits.argmax(-1), self.num_classes, valid
         )
-        return terms["loss"]
+        sums = {"confusion": confusion, "count": valid.sum()}
+        if with_loss:
+            terms, _ = isnet.sample_terms(
+                self._graphs, params, rest, batch, self._isnet, state["cuts"], training=False
+            )
+            sums["loss"] = jnp.where(valid, terms["loss"], 0).sum()
+        return sums
 
     def explain(self, state: State, split: str, count: int) -> dict[str, np.ndarray]:
         """Panels (count, h, w, 3) uint8: image, mask and heatmap of the predicted class."""

@@ -163,24 +163,23 @@ class ZB(Rule):
         self, linear: Linear, x: Array, w: Array, b: Array | None, z: Array, relevance: Array
     ) -> Array:
         """Relevance (not multiplier: the rule is terminal) at the input, shape of ``x``."""
-        w_pos, w_neg = jnp.maximum(w, 0), jnp.minimum(w, 0)
-        low = along_channels(jnp.asarray(self.low, x.dtype), x.ndim)
-        high = along_channels(jnp.asarray(self.high, x.dtype), x.ndim)
-        one = jnp.ones((1, *x.shape[1:]), x.dtype)
-        box = linear(one * low, w_pos) + linear(one * high, w_neg)
+        sides = [
+            (along_channels(jnp.asarray(bound, x.dtype), x.ndim), part(w, 0), part)
+            for bound, part in ((self.low, jnp.maximum), (self.high, jnp.minimum))
+            if bound != 0  # a zero side costs convolutions and adds nothing
+        ]
         if b is not None:
             b = along_channels(b, z.ndim)
-            if self.bias == "scaled":
-                box = box + low * jnp.maximum(b, 0) + high * jnp.minimum(b, 0)
-            else:
-                box = box + b
-        z = z - box
+            z = z if self.bias == "scaled" else z - b
+        for bound, w_part, part in sides:
+            z = z - linear(jnp.ones((1, *x.shape[1:]), x.dtype) * bound, w_part)
+            if b is not None and self.bias == "scaled":
+                z = z - bound * part(b, 0)
         s = _divide(relevance, z + self.epsilon * sign(z))
-        return (
-            x * linear.pull(s, w, x.shape)
-            - low * linear.pull(s, w_pos, x.shape)
-            - high * linear.pull(s, w_neg, x.shape)
-        )
+        result = x * linear.pull(s, w, x.shape)
+        for bound, w_part, _ in sides:
+            result = result - bound * linear.pull(s, w_part, x.shape)
+        return result
 
 
 def _check_epsilon(rule: Any) -> None:
