@@ -21,7 +21,7 @@ from flax import nnx
 from isnet_jax.losses import HeatmapLoss, total_relevance
 from isnet_jax.lrp import Composite, EachLogit, Selective, relevance
 from isnet_jax.lrp.composite import isnet_flex_zb
-from isnet_jax.lrp.explain import Start
+from isnet_jax.lrp.explain import STRATEGIES, Start
 
 Array = jax.Array
 Tree = Any
@@ -48,6 +48,10 @@ class ISNet:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"ISNet weight P must lie in [0, 1], got {self.weight}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"unknown map strategy {self.strategy!r}; legal values: {', '.join(STRATEGIES)}"
+            )
 
 
 VARIANTS: dict[str, Start] = {"selective": Selective(), "original": EachLogit()}
@@ -176,4 +180,4 @@ def map_totals(graphs: Programs, params: Tree, rest: Tree, x: Array, isnet: ISNe
 
 
 def _correct(logits: Array, labels: Array) -> Array:
-    return (logits.argmax(-1) == labels).astype(jnp.float32)
+    return (logits.argmax(-1).astype(labels.dtype) == labels).astype(jnp.float32)

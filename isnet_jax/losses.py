@@ -29,6 +29,10 @@ NEGLIGIBLE = 1e-10
 """Share of the total weight that ranked pooling may drop to select instead of sort."""
 
 
+NORMS = ("abs_mean", "mean", "none")
+RIGHTS = ("l1", "l2", "hybrid")
+
+
 def gwrp(values: Array, decay: float) -> Array:
     """Global weighted ranked pooling over the last axis: (..., n) to (...).
 
@@ -88,15 +92,14 @@ def background_loss(
     mask = _fit(mask, relevance)
     axes = tuple(range(2, relevance.ndim))
     size = magnitude(relevance)
+    _legal("norm", norm, NORMS)
     if norm == "none":
         scaled = size * math.prod(relevance.shape[2:])
-    elif norm in ("abs_mean", "mean"):
+    else:
         area = jnp.broadcast_to(mask, (mask.shape[0], 1, *relevance.shape[2:])).sum(axes)
         inside = (size if norm == "abs_mean" else relevance) * mask
         level = inside.sum(axes, keepdims=True) / (area.reshape(_ones(area, relevance)) + 1e-10)
         scaled = magnitude(size / (level + 1e-10))
-    else:
-        raise ValueError(f"unknown norm {norm!r}; legal values: 'abs_mean', 'mean', 'none'")
     outside = jnp.moveaxis(scaled * (1 - mask), -1, 2)
     q = gwrp(outside.reshape(*outside.shape[:3], -1), decay)
     return jnp.minimum(jnp.log1p(q / scale), math.log(CAP)).mean((1, 2))
@@ -127,18 +130,17 @@ def foreground_loss(
     Raises:
         ValueError: unknown form.
     """
+    _legal("right form", right, RIGHTS)
     total = foreground_sums(relevance, mask)
     low, high = (_per_map(cut, total) for cut in (low, high))
     below = jnp.square(jnp.minimum(total / low, 1) - 1)
     excess = jnp.maximum(total - high, 0)
     if right == "l1":
         above = excess
-    elif right in ("l2", "hybrid"):
+    else:
         above = jnp.square(excess / low)
         if right == "hybrid":
             above = jnp.where(total <= low + high, above, total - (low + high) + 1)
-    else:
-        raise ValueError(f"unknown right form {right!r}; legal values: 'l1', 'l2', 'hybrid'")
     return (below + above).mean(1)
 
 
@@ -161,6 +163,17 @@ class HeatmapLoss:
     scale: float = 1.0
     right: str = "hybrid"
     norm: str = "abs_mean"
+
+    def __post_init__(self) -> None:
+        _legal("norm", self.norm, NORMS)
+        _legal("right form", self.right, RIGHTS)
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"heatmap loss decay must lie in [0, 1], got {self.decay}")
+        if self.scale <= 0 or self.background < 0 or self.foreground < 0:
+            raise ValueError(
+                "heatmap loss needs scale > 0, background >= 0 and foreground >= 0, got "
+                f"{self.scale}, {self.background} and {self.foreground}"
+            )
 
     def __call__(
         self, relevance: Array, mask: Array, cuts: Array | tuple[float, float] = (1.0, 25.0)
@@ -199,6 +212,11 @@ def tune_cuts(totals: np.ndarray) -> tuple[float, float]:
     mean, deviation = float(totals.mean()), float(totals.std(ddof=1))
     low = max(mean / 5, mean - 3 * deviation)
     return low, min(25 * low, mean + 3 * deviation)
+
+
+def _legal(what: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f"unknown {what} {value!r}; legal values: {', '.join(map(repr, legal))}")
 
 
 def _fit(mask: Array, relevance: Array) -> Array:

@@ -76,7 +76,7 @@ class BiasedDigits:
         model: Mapping[str, Any] = {"name": "simple_cnn"},
         folder: str = "",
         fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-        kind: str = "shape",
+        kind: str = "position",
         strength: float = 1.0,
         train_mode: str = "biased",
         data_seed: int = 0,
@@ -89,6 +89,10 @@ class BiasedDigits:
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; legal values: {', '.join(METHODS)}")
+        if len(cuts) != 2 or not 0 < cuts[0] < cuts[1]:
+            raise ValueError(f"cuts must be two numbers 0 < C1 < C2, got {tuple(cuts)}")
+        if tune_steps < 0:
+            raise ValueError(f"tune_steps={tune_steps}; must be 0 (off) or more")
         self._optimizer = optimizer
         self._model = dict(model)
         self._cuts = tuple(cuts)

@@ -21,6 +21,8 @@ from isnet_jax.lrp.composite import Composite, create
 
 Array = jax.Array
 
+STRATEGIES = ("loop", "vmap")
+
 
 # ---------------------------------------------------------------- what is explained
 
@@ -121,8 +123,10 @@ def relevance(
     Raises:
         ValueError: unknown strategy.
     """
-    if strategy not in ("loop", "vmap"):
-        raise ValueError(f"unknown map strategy {strategy!r}; legal values: 'loop', 'vmap'")
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"unknown map strategy {strategy!r}; legal values: {', '.join(STRATEGIES)}"
+        )
     logits, pull, aux = jax.vjp(f, x, has_aux=True)
     quantities, pull_quantities = jax.vjp(lambda y: start.quantities(y, classes), logits)
 
