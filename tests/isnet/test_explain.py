@@ -135,7 +135,7 @@ def test_gradient_x_input_is_that(cnn, x) -> None:
 # ---------------------------------------------------------------- batches and transforms
 
 
-@pytest.mark.parametrize("composite", ["isnet_epsilon_zb", "zplus"])
+@pytest.mark.parametrize("composite", ["isnet_epsilon_zb"])
 def test_a_batch_is_its_samples_one_by_one(composite: str, cnn, x) -> None:
     cnn.train()  # explain uses running averages whatever the model's mode
     together = explain(cnn, x, target="each", composite=composite)
