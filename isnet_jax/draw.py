@@ -80,7 +80,7 @@ def image_rgb(
 
 
 def grid(
-    columns: dict[str, UInt8[np.ndarray, "n h w 3"]], *, cell: int = 96
+    columns: dict[str, UInt8[np.ndarray, "n h w 3"]], *, cell: int = 128
 ) -> UInt8[np.ndarray, "height width 3"]:
     """One picture, uint8 (height, width, 3): a column per entry under its name, a row per item.
 

@@ -10,6 +10,7 @@ Source: Bassi et al. 2024, Nature Communications 15:291 (Original); Bassi et al.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def variables(model: nnx.Module) -> tuple[Tree, Tree]:
     return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
-def bind(graphdef: nnx.GraphDef, params: Tree, rest: Tree):
+def bind(graphdef: nnx.GraphDef, params: Tree, rest: Tree) -> Callable[[Array], tuple[Array, Tree]]:
     """A pure function ``x -> (logits, updated rest)``."""
 
     def f(x: Array) -> tuple[Array, Tree]:

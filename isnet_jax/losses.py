@@ -80,7 +80,8 @@ def background_loss(
 
     Args:
         relevance: (b, m, *space, c).
-        mask: (b, *space, 1 or c), 1 = foreground; resized if its space differs.
+        mask: (b, *space, 1 or c), 1 = foreground; resized if its space differs; with another
+            number of channels its first one counts.
         decay: ranked pooling decay d in [0, 1].
         scale: E > 0.
         norm: "abs_mean" divides by the foreground mean of |R|, "mean" by |signed mean|, "none"

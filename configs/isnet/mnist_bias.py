@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "strategy": "loop",
         }
     )
-    config.steps = 700
+    config.steps = 1000
     config.batch_size = 64
     config.optimizer = ConfigDict(
         {"name": "adam", "learning_rate": 3e-3, "schedule": "cosine", "clip_norm": 1.0}

@@ -1,6 +1,6 @@
 """Layer-wise relevance propagation whose maps can be trained through."""
 
-from isnet_jax.lrp.composite import INPUT, INPUT_RELU, PRESETS, Composite, create, layers
+from isnet_jax.lrp.composite import INPUT, INPUT_RELU, PRESETS, Composite, create, rule_layers
 from isnet_jax.lrp.explain import (
     AllLogits,
     EachLogit,
@@ -32,6 +32,6 @@ __all__ = [
     "ZPlus",
     "create",
     "explain",
-    "layers",
     "relevance",
+    "rule_layers",
 ]

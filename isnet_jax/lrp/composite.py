@@ -62,8 +62,8 @@ class Composite:
         for pattern, rule in self.entries:
             if not isinstance(rule, Rule):
                 raise TypeError(f"composite entry {pattern!r}: {rule!r} is not an LRP rule")
-            if isinstance(pattern, str) and not pattern.startswith(("@", "kind:")):
-                re.compile(pattern)
+            if isinstance(pattern, str):
+                _check_pattern(pattern)
 
     def matches(self, model: nnx.Module) -> list[Match]:
         """The rule of every layer, in path order.
@@ -75,7 +75,7 @@ class Composite:
         """
         roles = self._roles(model)
         found, unmatched = [], []
-        for path, layer in layers(model):
+        for path, layer in rule_layers(model):
             entry = next((e for e in self.entries if _hit(e[0], path, layer, roles)), None)
             if entry is None and layer.kind in WEIGHTED:
                 unmatched.append(f"{path} ({layer.kind})")
@@ -101,7 +101,7 @@ class Composite:
         rules = {match.path: match.rule for match in self.matches(model)}
         graphdef, state = nnx.split(model)
         twin = nnx.merge(graphdef, nnx.to_pure_dict(state))
-        for path, layer in layers(twin):
+        for path, layer in rule_layers(twin):
             layer.rule = rules[path]
         for _, module in nnx.iter_modules(twin):
             if hasattr(module, "statistics"):
@@ -144,11 +144,11 @@ class Composite:
             if path and pattern not in used:
                 raise ValueError(
                     f"composite {self.name!r}: pattern {pattern!r} matches no layer of "
-                    f"{type(model).__name__}; its layers are {[p for p, _ in layers(model)]}"
+                    f"{type(model).__name__}; its layers are {[p for p, _ in rule_layers(model)]}"
                 )
 
 
-def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+def rule_layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
     """The (slash path, layer) pairs of a model that can carry a rule, in path order.
 
     A norm folded into its `Conv` is part of that unit and not listed.
@@ -159,6 +159,20 @@ def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
         folded = path.rpartition("/")[2] == "norm" and hasattr(parent, "rule")
         if hasattr(found[path], "rule") and not folded:
             yield path, found[path]
+
+
+def _check_pattern(pattern: str) -> None:
+    kind, roles = pattern.removeprefix("kind:"), (INPUT, INPUT_RELU)
+    if kind != pattern and kind not in Pass.kinds:
+        raise ValueError(_unknown("layer kind in a composite", kind, sorted(Pass.kinds)))
+    if pattern.startswith("@") and pattern not in roles:
+        raise ValueError(_unknown("role in a composite", pattern, roles))
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"composite pattern {pattern!r} is no regular expression: {error}"
+        ) from None
 
 
 def _hit(pattern: str | type, path: str, layer: nnx.Module, roles: dict[str, str]) -> bool:
@@ -177,7 +191,12 @@ def _check(rule: Rule, path: str, layer: nnx.Module, input_path: str | None) -> 
             f"rule {type(rule).__name__} is not defined for layer {path!r} of kind "
             f"{layer.kind!r}; it exists for {sorted(rule.kinds)}"
         )
-    if rule.terminal and input_path is not None and path != input_path:
+    if rule.terminal and input_path is None:
+        raise ValueError(
+            f"rule {type(rule).__name__} at {path!r} ends the propagation, so the model must say "
+            "which layer reads the image: set its attribute input_layer to that layer's path"
+        )
+    if rule.terminal and path != input_path:
         raise ValueError(
             f"rule {type(rule).__name__} ends the propagation and may only stand at the input "
             f"layer {input_path!r}, not at {path!r}"
@@ -260,5 +279,5 @@ def create(name: str, **options: object) -> Composite:
 
 def _unknown(what: str, name: str, legal) -> str:
     near = difflib.get_close_matches(name, legal, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}{hint} legal values: {', '.join(legal)}"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}legal values: {', '.join(legal)}"

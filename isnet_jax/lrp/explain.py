@@ -193,6 +193,11 @@ def explain(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point, got {x.dtype}")
+    dtypes = {v.dtype for v in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))}
+    if dtypes and x.dtype not in dtypes:
+        raise ValueError(
+            f"x is {x.dtype}, but the model's parameters are {sorted(map(str, dtypes))}"
+        )
     if not bool(jnp.isfinite(x).all()):
         raise ValueError("x has non-finite values (NaN or infinity)")
     start, classes = _target(target, x.shape[0])

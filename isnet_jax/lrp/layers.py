@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,9 @@ class BatchNorm(nnx.BatchNorm):
 
     kind = "norm"
 
-    def __init__(self, features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **kwargs) -> None:
+    def __init__(
+        self, features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **kwargs: Any
+    ) -> None:
         super().__init__(features, momentum=momentum, rngs=rngs, **kwargs)
         self.rule: Rule | None = None
         self.statistics: str = "detach"
@@ -101,7 +104,7 @@ class Conv(nnx.Conv):
         use_bias: bool | None = None,
         norm: bool = False,
         rngs: nnx.Rngs,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         rank = len(kernel_size)
         super().__init__(
@@ -146,7 +149,9 @@ class Dense(nnx.Linear):
 
     kind = "dense"
 
-    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **kwargs) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **kwargs: Any
+    ) -> None:
         super().__init__(in_features, out_features, rngs=rngs, **kwargs)
         self.rule: Rule | None = None
 

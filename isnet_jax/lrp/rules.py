@@ -14,11 +14,12 @@ Sources: Bach et al. 2015 (epsilon), Montavon et al. 2017 (z+, z^B), Bassi et al
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -84,7 +85,7 @@ class Epsilon(Rule):
     """
 
     epsilon: float = 0.01
-    detach_bias: bool = False
+    detach_bias: bool = field(default=False, repr=False)
     kinds: ClassVar[frozenset[str]] = Pass.kinds
 
     def __post_init__(self) -> None:
@@ -104,7 +105,7 @@ class ZPlus(Rule):
     """
 
     epsilon: float = 0.01
-    detach_bias: bool = False
+    detach_bias: bool = field(default=False, repr=False)
     kinds: ClassVar[frozenset[str]] = Pass.kinds - {"relu"}
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ class ZB(Rule):
     high: float | tuple[float, ...] = 1.0
     epsilon: float = 0.01
     bias: str = "scaled"
-    detach_bias: bool = False
+    detach_bias: bool = field(default=False, repr=False)
     terminal: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"conv", "dense"})
 
@@ -155,8 +156,10 @@ class ZB(Rule):
         per_channel = isinstance(self.low, tuple) or isinstance(self.high, tuple)
         if per_channel and self.bias == "scaled":
             raise ValueError("ZB with per-channel low/high needs bias='cancel'")
-        low, high = jnp.broadcast_arrays(jnp.asarray(self.low), jnp.asarray(self.high))
-        if not bool((low < high).all()):
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        if low.ndim == high.ndim == 1 and low.shape != high.shape:
+            raise ValueError(f"ZB.low has {low.size} channels and ZB.high {high.size}")
+        if not (low < high).all():
             raise ValueError(f"ZB needs low < high, got low={self.low} and high={self.high}")
 
     def multiplier(

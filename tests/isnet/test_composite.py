@@ -17,7 +17,7 @@ from isnet_jax.lrp import (
     ZPlus,
     create,
 )
-from isnet_jax.lrp.composite import layers
+from isnet_jax.lrp.composite import rule_layers
 from isnet_jax.lrp.layers import BatchNorm, Conv, Dense, ReLU
 from isnet_jax.models.resnet import ResNet
 from isnet_jax.models.simple_cnn import SimpleCNN
@@ -42,7 +42,7 @@ def _rules(composite: Composite, model: nnx.Module) -> dict:
 
 
 def test_layers_come_in_path_order_without_folded_norms(cnn, resnet) -> None:
-    assert [path for path, _ in layers(cnn)] == [
+    assert [path for path, _ in rule_layers(cnn)] == [
         "average",
         "blocks/0",
         "blocks/1",
@@ -51,11 +51,11 @@ def test_layers_come_in_path_order_without_folded_norms(cnn, resnet) -> None:
         "relus/0",
         "relus/1",
     ]
-    paths = dict(layers(resnet))
+    paths = dict(rule_layers(resnet))
     assert "stages/0/0/conv1" in paths
     assert "stages/1/0/shortcut" in paths
     assert not any(path.endswith("norm") for path in paths)
-    assert [p for p, _ in layers(nnx.eval_shape(lambda: _Normed()))] == ["inner", "norm"]
+    assert [p for p, _ in rule_layers(nnx.eval_shape(lambda: _Normed()))] == ["inner", "norm"]
 
 
 class _Normed(nnx.Module):
@@ -114,7 +114,7 @@ def test_presets_fit_the_models(cnn, resnet) -> None:
     for name in PRESETS:
         for model in (cnn, resnet):
             matches = create(name).matches(model)
-            assert [m.path for m in matches] == [path for path, _ in layers(model)]
+            assert [m.path for m in matches] == [path for path, _ in rule_layers(model)]
     flex = _rules(create("isnet_flex_zb", epsilon=0.02, low=-1.0), resnet)
     assert flex["stem"] == ZB(-1.0, 1.0, 0.02)
     assert flex["relu"] == flex["pool"] == flex["classifier"] == Pass()
@@ -131,7 +131,7 @@ def test_report_has_every_layer(resnet) -> None:
     text = create("isnet_flex_zb").report(resnet)
     lines = text.splitlines()
     assert lines[0].split() == ["layer", "kind", "rule", "by"]
-    assert [line.split()[0] for line in lines[1:]] == [path for path, _ in layers(resnet)]
+    assert [line.split()[0] for line in lines[1:]] == [path for path, _ in rule_layers(resnet)]
     (stem,) = [line for line in lines if line.startswith("stem")]
     assert "conv" in stem
     assert "ZB(low=0.0" in stem
@@ -246,3 +246,32 @@ def test_view_computes_the_same_in_both_modes_of_batch_norm(cnn) -> None:
     np.testing.assert_allclose(z, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layer.var[...], 0.9 + 0.1 * np.var(x), rtol=1e-5)
     np.testing.assert_allclose(layer.mean[...], 0.1 * x.mean(), rtol=1e-5)
+
+
+def test_a_terminal_rule_needs_to_know_the_input_layer() -> None:
+    class Anonymous(nnx.Module):
+        def __init__(self) -> None:
+            self.dense = Dense(3, 2, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ValueError, match="ZB at 'dense'.*input_layer"):
+        Composite(((".*", ZB()),)).view(Anonymous())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("kind:rellu", "unknown layer kind.*'rellu'.*did you mean 'relu'"),
+        ("@imput", "unknown role.*'@imput'.*did you mean '@input'"),
+        ("blocks/(", "'blocks/\\(' is no regular expression"),
+    ],
+)
+def test_a_mistyped_pattern_is_named(pattern: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Composite(((pattern, Pass()), (".*", Pass())))
+
+
+def test_rules_are_made_without_touching_a_device() -> None:
+    # Under a trace any JAX computation in a constructor would be caught as one on tracers.
+    jax.make_jaxpr(lambda x: x * ZB(low=(0.0, 0.1), high=(1.0, 1.0), bias="cancel").epsilon)(1.0)
+    with pytest.raises(ValueError, match="3 channels and ZB.high 2"):
+        ZB(low=(0.0,) * 3, high=(1.0,) * 2, bias="cancel")

@@ -1,0 +1,69 @@
+"""README: its Python and its (shortened) commands run, its files exist, CI does as it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+
+from launch.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = ("--config.steps=2", "--config.eval_every=2", "--config.task.model.widths=(2,2)")
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # as a user has it; optax mixes dtypes
+        yield
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("console") for line in block.splitlines() if line]
+    return [part.strip() for line in lines for part in line.split("&&")]
+
+
+def test_the_python_of_the_readme_runs_in_order():
+    code, names = blocks("python"), {}
+    assert len(code) >= 4
+    for block in code:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["heatmaps"].shape == names["images"].shape
+    assert names["metrics"]["loss"] > 0
+
+
+def test_the_launch_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    launches = [shlex.split(c)[3:] for c in commands() if c.startswith("python -m launch")]
+    assert len(launches) >= 8
+    for argv in launches:
+        argv = [str(tmp_path / a) if a.startswith("runs/") else a for a in argv]
+        tuning = [a for a in argv if a.startswith("--config.task.tune_steps")]
+        short = [*SHORT, *(["--config.task.tune_steps=5"] if tuning else [])]
+        code = main([*argv, *(short if argv[0] != "list" else [])])
+        said = capsys.readouterr()
+        assert code == 0, f"{argv}: {said.err}"
+    first = tmp_path / "runs" / "mnist_bias"
+    for name in ("table.md", "table.json", "heatmaps.png", "plain/seed0/progress.png"):
+        assert (first / name).stat().st_size > 0
+    assert "mnist_bias" in said.out  # list is the last command
+
+
+def test_ci_installs_and_tests_as_the_readme_says():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    install = next(c for c in commands() if c.startswith("pip install"))
+    extra = install.removeprefix("pip install ")
+    assert extra in ci and "python -m pytest" in ci and "python -m pytest" in commands()
+
+
+def test_linked_files_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
