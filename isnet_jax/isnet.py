@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from isnet_jax.legal import check
 from isnet_jax.losses import HeatmapLoss, total_relevance
 from isnet_jax.lrp import Composite, EachLogit, Selective, relevance
 from isnet_jax.lrp.composite import isnet_flex_zb
@@ -49,10 +50,7 @@ class ISNet:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"ISNet weight P must lie in [0, 1], got {self.weight}")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(
-                f"unknown map strategy {self.strategy!r}; legal values: {', '.join(STRATEGIES)}"
-            )
+        check("map strategy", self.strategy, STRATEGIES)
 
 
 VARIANTS: dict[str, Start] = {"selective": Selective(), "original": EachLogit()}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from isnet_jax.legal import check
 from isnet_jax.lrp.ops import AdaptivePoolMap
 from isnet_jax.lrp.rules import magnitude
 
@@ -93,7 +94,7 @@ def background_loss(
     mask = _fit(mask, relevance)
     axes = tuple(range(2, relevance.ndim))
     size = magnitude(relevance)
-    _legal("norm", norm, NORMS)
+    check("norm", norm, NORMS)
     if norm == "none":
         scaled = size * math.prod(relevance.shape[2:])
     else:
@@ -131,7 +132,7 @@ def foreground_loss(
     Raises:
         ValueError: unknown form.
     """
-    _legal("right form", right, RIGHTS)
+    check("right form", right, RIGHTS)
     total = foreground_sums(relevance, mask)
     low, high = (_per_map(cut, total) for cut in (low, high))
     below = jnp.square(jnp.minimum(total / low, 1) - 1)
@@ -166,8 +167,8 @@ class HeatmapLoss:
     norm: str = "abs_mean"
 
     def __post_init__(self) -> None:
-        _legal("norm", self.norm, NORMS)
-        _legal("right form", self.right, RIGHTS)
+        check("norm", self.norm, NORMS)
+        check("right form", self.right, RIGHTS)
         if not 0 <= self.decay <= 1:
             raise ValueError(f"heatmap loss decay must lie in [0, 1], got {self.decay}")
         if self.scale <= 0 or self.background < 0 or self.foreground < 0:
@@ -213,11 +214,6 @@ def tune_cuts(totals: np.ndarray) -> tuple[float, float]:
     mean, deviation = float(totals.mean()), float(totals.std(ddof=1))
     low = max(mean / 5, mean - 3 * deviation)
     return low, min(25 * low, mean + 3 * deviation)
-
-
-def _legal(what: str, value: str, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise ValueError(f"unknown {what} {value!r}; legal values: {', '.join(map(repr, legal))}")
 
 
 def _fit(mask: Array, relevance: Array) -> Array:

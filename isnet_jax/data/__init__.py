@@ -12,12 +12,18 @@ from isnet_jax.data.bias import (
     canvas_side,
     check_images_and_masks,
 )
+from isnet_jax.data.datasets import DATASETS, TRAIN, VAL, Splits, load
 from isnet_jax.data.sources import Images, mnist, split
 
 if TYPE_CHECKING:
     import grain
 
 __all__ = [
+    "DATASETS",
+    "TRAIN",
+    "VAL",
+    "Splits",
+    "load",
     "KINDS",
     "MODES",
     "NO_MARKER",

@@ -7,14 +7,14 @@ model itself is never touched, its checkpoints never change, and inference runs 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from flax import nnx
 
-from isnet_jax.lrp.rules import ZB, Epsilon, Pass, Rule, ZPlus
+from isnet_jax.legal import call, check, unknown
+from isnet_jax.lrp.rules import RULES, ZB, Epsilon, Pass, Rule, ZPlus
 
 INPUT = "@input"
 """Pattern for the layer that reads the image: the path in the model's attribute `input_layer`."""
@@ -55,10 +55,7 @@ class Composite:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        if self.statistics not in ("detach", "through"):
-            raise ValueError(
-                f"composite statistics={self.statistics!r}; legal values: 'detach', 'through'"
-            )
+        check("composite statistics", self.statistics, ("detach", "through"))
         for pattern, rule in self.entries:
             if not isinstance(rule, Rule):
                 raise TypeError(f"composite entry {pattern!r}: {rule!r} is not an LRP rule")
@@ -164,9 +161,9 @@ def rule_layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 def _check_pattern(pattern: str) -> None:
     kind, roles = pattern.removeprefix("kind:"), (INPUT, INPUT_RELU)
     if kind != pattern and kind not in Pass.kinds:
-        raise ValueError(_unknown("layer kind in a composite", kind, sorted(Pass.kinds)))
+        raise unknown("layer kind in a composite", kind, sorted(Pass.kinds))
     if pattern.startswith("@") and pattern not in roles:
-        raise ValueError(_unknown("role in a composite", pattern, roles))
+        raise unknown("role in a composite", pattern, roles)
     try:
         re.compile(pattern)
     except re.error as error:
@@ -252,6 +249,21 @@ def gradient_x_input() -> Composite:
     return Composite(((".*", Pass()),), name="gradient_x_input")
 
 
+def table(
+    rows: Sequence[tuple[str, str] | tuple[str, str, Mapping[str, Any]]],
+    statistics: str = "detach",
+) -> Composite:
+    """A composite written out in a config: rows of (pattern, rule name, options).
+
+    Raises:
+        ValueError: unknown rule or option.
+    """
+    entries = []
+    for pattern, name, *options in rows:
+        entries.append((pattern, call("rule", name, RULES, options[0] if options else {})))
+    return Composite(tuple(entries), statistics, "table")
+
+
 PRESETS: dict[str, Callable[..., Composite]] = {
     "epsilon": lrp_epsilon,
     "isnet_epsilon_zb": isnet_epsilon_zb,
@@ -259,25 +271,14 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "isnet_flex_zb": isnet_flex_zb,
     "zplus": zplus,
     "gradient_x_input": gradient_x_input,
+    "table": table,
 }
 
 
-def create(name: str, **options: object) -> Composite:
+def create(name: str, **options: Any) -> Composite:
     """The preset ``name`` with its options.
 
     Raises:
         ValueError: unknown preset or option; names the nearest and the legal ones.
     """
-    if name not in PRESETS:
-        raise ValueError(_unknown("composite", name, PRESETS))
-    legal = inspect.signature(PRESETS[name]).parameters
-    for option in options:
-        if option not in legal:
-            raise ValueError(_unknown(f"option of composite {name!r}", option, legal))
-    return PRESETS[name](**options)
-
-
-def _unknown(what: str, name: str, legal) -> str:
-    near = difflib.get_close_matches(name, legal, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}legal values: {', '.join(legal)}"
+    return call("composite", name, PRESETS, options)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from isnet_jax.legal import check
 from isnet_jax.lrp.composite import Composite, create
 
 Array = jax.Array
@@ -123,10 +124,7 @@ def relevance(
     Raises:
         ValueError: unknown strategy.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(
-            f"unknown map strategy {strategy!r}; legal values: {', '.join(STRATEGIES)}"
-        )
+    check("map strategy", strategy, STRATEGIES)
     logits, pull, aux = jax.vjp(f, x, has_aux=True)
     quantities, pull_quantities = jax.vjp(lambda y: start.quantities(y, classes), logits)
 

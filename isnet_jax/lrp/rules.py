@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from isnet_jax.legal import check
+
 Array = jax.Array
 
 
@@ -151,8 +153,7 @@ class ZB(Rule):
 
     def __post_init__(self) -> None:
         _check_epsilon(self)
-        if self.bias not in ("scaled", "cancel"):
-            raise ValueError(f"ZB.bias={self.bias!r}; legal values: 'scaled', 'cancel'")
+        check("ZB bias", self.bias, ("scaled", "cancel"))
         per_channel = isinstance(self.low, tuple) or isinstance(self.high, tuple)
         if per_channel and self.bias == "scaled":
             raise ValueError("ZB with per-channel low/high needs bias='cancel'")

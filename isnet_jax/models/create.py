@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
 from flax import nnx
 
+from isnet_jax.legal import call
 from isnet_jax.models.resnet import ResNet
 from isnet_jax.models.simple_cnn import SimpleCNN
 
@@ -29,13 +29,6 @@ def create(name: str, *, num_classes: int, rngs: nnx.Rngs, **config: object) -> 
     Raises:
         ValueError: unknown name, or an argument the model does not take.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown model {name!r}; {hint}legal values: {', '.join(MODELS)}")
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}; must be at least 1")
-    try:
-        return MODELS[name](num_classes=num_classes, rngs=rngs, **config)
-    except TypeError as error:
-        raise ValueError(f"model {name!r}: {error}") from error
+    return call("model", name, MODELS, {"num_classes": num_classes, "rngs": rngs, **config})

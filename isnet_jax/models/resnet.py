@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from isnet_jax.legal import check
 from isnet_jax.lrp.layers import AdaptiveAvgPool, Add, Conv, Dense, MaxPool, ReLU
 
 
@@ -65,8 +66,7 @@ class ResNet(nnx.Module):
         stem: str = "imagenet",
         rngs: nnx.Rngs,
     ) -> None:
-        if stem not in ("imagenet", "small"):
-            raise ValueError(f"unknown stem {stem!r}; legal values: 'imagenet', 'small'")
+        check("stem", stem, ("imagenet", "small"))
         large = stem == "imagenet"
         kernel, stride = (7, 2) if large else (3, 1)
         self.stem = Conv(

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from isnet_jax import losses
-from isnet_jax.tasks import BiasedDigits
+from isnet_jax.tasks import MaskedClassifier
 
 SMALL = {"model": {"name": "simple_cnn", "widths": (4, 4), "pooled": 2}}
 
@@ -19,7 +19,7 @@ def standard_promotion():
 
 
 def make(**changes):
-    return BiasedDigits(optimizer=optax.adam(1e-2), **(SMALL | changes))
+    return MaskedClassifier(optimizer=optax.adam(1e-2), **(SMALL | changes))
 
 
 def feed(dataset):
@@ -117,13 +117,13 @@ def test_panels_and_their_picture(task, tmp_path):
         ({"composite": {"name": "isnet_flx"}}, "unknown composite 'isnet_flx'.*isnet_flex"),
         ({"composite": {"name": "epsilon", "eps": 1.0}}, "option of composite 'epsilon' 'eps'"),
         ({"composite": {"name": "epsilon", "epsilon": -1.0}}, "epsilon=-1.0; must be >= 0"),
-        ({"loss": {"dekay": 0.9}}, "unknown loss option 'dekay'.*decay"),
+        ({"loss": {"dekay": 0.9}}, "option of heatmap loss.*'dekay'.*decay"),
         ({"loss": {"decay": 1.5}}, "decay.*1.5"),
         ({"loss": {"right": "l3"}}, "'l3'.*l1.*l2.*hybrid"),
         ({"model": {"name": "simple_cn"}}, "unknown model 'simple_cn'.*simple_cnn"),
-        ({"kind": "colour"}, "colour.*position"),
-        ({"train_mode": "odd"}, "odd.*biased.*standard"),
-        ({"strength": 1.5}, "strength"),
+        ({"data": {"source": "mnist_bias", "kind": "colour"}}, "colour.*position"),
+        ({"data": {"source": "mnist_bias", "train_mode": "odd"}}, "odd.*biased.*standard"),
+        ({"data": {"source": "mnist_bias", "strength": 1.5}}, "strength"),
         ({"weight": 1.5}, "weight P.*1.5"),
         ({"strategy": "scan"}, "'scan'.*loop.*vmap"),
         ({"cuts": (5.0, 1.0)}, "cuts"),
@@ -137,6 +137,6 @@ def test_bad_arguments_are_named_before_any_compute(changes, said):
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        make(folder=str(tmp_path / "nowhere"))
+        make(data={"source": "mnist_bias", "folder": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="unknown split 'test'.*biased"):
         make().dataset("test")
