@@ -2,7 +2,8 @@
 
 ``L = (1 - P) cross-entropy + P heatmap loss``, both from ONE forward of the model's LRP view:
 Original ISNet explains every logit, Selective ISNet one class-selective quantity of the least
-likely class, so its cost does not depend on the number of classes.
+likely class, Stochastic ISNet one random logit, Dual ISNet all logits at once by two rules; any of
+them can be supervised deeply.
 
 Source: Bassi et al. 2024, Nature Communications 15:291 (Original); Bassi et al. 2024, IEEE Access
 12:155151 (Selective, LRP-Flex).
@@ -16,13 +17,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from isnet_jax.legal import check
 from isnet_jax.losses import HeatmapLoss, total_relevance
-from isnet_jax.lrp import Composite, EachLogit, Selective, relevance
-from isnet_jax.lrp.composite import isnet_flex_zb
+from isnet_jax.lrp import (
+    AllLogits,
+    Composite,
+    EachLogit,
+    Maps,
+    Selective,
+    Stochastic,
+    TopProbability,
+    relevance,
+    taps,
+)
+from isnet_jax.lrp.composite import (
+    gradient_x_input,
+    isnet_dual_zplus,
+    isnet_epsilon_zb,
+    isnet_flex_zb,
+)
 from isnet_jax.lrp.explain import STRATEGIES, Start
 
 Array = jax.Array
@@ -34,11 +51,15 @@ class ISNet:
     """What is explained, by which rules, and how the maps are penalised.
 
     Attributes:
-        start: explained quantity; see `variant`.
+        start: explained quantity; see `VARIANTS`.
         composite: LRP rules of the maps.
         loss: heatmap loss.
         weight: P in [0, 1], the heatmap loss' share.
         strategy: "loop" or "vmap" over the maps of Original ISNet.
+        also: further (start, composite) pairs whose maps join the loss (Dual ISNet). Each is a
+            view of its own: XLA merges its forward with the first one's.
+        deep: LRP deep supervision: the loss also on the maps at the model's `supervised` layers.
+        deep_decay: ranked pooling decay over the layers; 1 is their mean.
     """
 
     start: Start = field(default_factory=Selective)
@@ -46,14 +67,50 @@ class ISNet:
     loss: HeatmapLoss = field(default_factory=HeatmapLoss)
     weight: float = 0.7
     strategy: str = "loop"
+    also: tuple[tuple[Start, Composite], ...] = ()
+    deep: bool = False
+    deep_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"ISNet weight P must lie in [0, 1], got {self.weight}")
+        if not 0 <= self.deep_decay <= 1:
+            raise ValueError(f"ISNet deep_decay must lie in [0, 1], got {self.deep_decay}")
         check("map strategy", self.strategy, STRATEGIES)
 
+    @property
+    def parts(self) -> tuple[tuple[Start, Composite], ...]:
+        """All (start, composite) pairs."""
+        return ((self.start, self.composite), *self.also)
 
-VARIANTS: dict[str, Start] = {"selective": Selective(), "original": EachLogit()}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "selective": {"start": Selective()},
+    "original": {"start": EachLogit()},
+    "stochastic": {"start": Stochastic()},
+    "dual": {
+        "start": AllLogits(),
+        "composite": isnet_epsilon_zb(),
+        "also": ((AllLogits(), isnet_dual_zplus()),),
+    },
+    "grad_x_input": {"start": EachLogit(), "composite": gradient_x_input()},
+    "softmax_grad_x_input": {"start": TopProbability(), "composite": gradient_x_input()},
+}
+"""The papers' ISNets: arguments of `ISNet`. Only Dual and the two ablations fix their rules."""
+
+
+class View(NamedTuple):
+    """A composite's view of one model.
+
+    Attributes:
+        train: BatchNorm on batch statistics.
+        infer: BatchNorm on running averages.
+        terminal: `Composite.terminal`.
+    """
+
+    train: nnx.GraphDef
+    infer: nnx.GraphDef
+    terminal: bool
 
 
 class Programs(NamedTuple):
@@ -62,19 +119,17 @@ class Programs(NamedTuple):
     Attributes:
         train: plain model, BatchNorm on batch statistics.
         infer: plain model, BatchNorm on running averages.
-        train_maps: the composite's view of ``train``.
-        infer_maps: the composite's view of ``infer``.
-        terminal: `Composite.terminal` of the views.
+        views: one `View` a composite.
+        supervised: paths of the layers that deep supervision adds.
     """
 
     train: nnx.GraphDef
     infer: nnx.GraphDef
-    train_maps: nnx.GraphDef
-    infer_maps: nnx.GraphDef
-    terminal: bool
+    views: tuple[View, ...]
+    supervised: tuple[str, ...]
 
 
-def programs(model: nnx.Module, composite: Composite) -> Programs:
+def programs(model: nnx.Module, *composites: Composite) -> Programs:
     """The `Programs` of ``model`` (concrete or abstract), which is not changed.
 
     Raises:
@@ -90,9 +145,11 @@ def programs(model: nnx.Module, composite: Composite) -> Programs:
             found.append(nnx.split(twin, nnx.Param, ...)[0])
         return found[0], found[1]
 
-    return Programs(
-        *halves(model), *halves(composite.view(model)), terminal=composite.terminal(model)
+    views = tuple(
+        View(*halves(composite.view(model)), terminal=composite.terminal(model))
+        for composite in composites
     )
+    return Programs(*halves(model), views, tuple(getattr(model, "supervised", ())))
 
 
 def variables(model: nnx.Module) -> tuple[Tree, Tree]:
@@ -112,9 +169,78 @@ def bind(graphdef: nnx.GraphDef, params: Tree, rest: Tree) -> Callable[[Array], 
     return f
 
 
+def bind_tapped(
+    graphdef: nnx.GraphDef, params: Tree, rest: Tree
+) -> Callable[[Array, dict[str, Array]], tuple[Array, tuple[Tree, dict[str, Array]]]]:
+    """As `bind`, ``(x, zeros) -> (logits, (updated rest, kept))``; see `isnet_jax.lrp.taps`."""
+
+    def f(x: Array, zeros: dict[str, Array]) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        model = nnx.merge(graphdef, params, rest)
+        logits, kept = taps.call(model, x, zeros)
+        return logits, (nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))), kept)
+
+    return f
+
+
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Cross-entropy per sample, (b, k) and (b,) int to (b,)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def heatmaps(
+    graphs: Programs,
+    params: Tree,
+    rest: Tree,
+    x: Array,
+    isnet: ISNet,
+    *,
+    training: bool,
+    rng: Array | None = None,
+) -> list[Maps]:
+    """The maps of every part of an ISNet, at the input and (deep) at the supervised layers.
+
+    Raises:
+        ValueError: deep supervision of a model without `supervised` layers.
+    """
+    hidden = graphs.supervised if isnet.deep else ()
+    if isnet.deep and not hidden:
+        raise ValueError("LRP deep supervision needs a model with an attribute `supervised`")
+    made = []
+    for (start, _), view in zip(isnet.parts, graphs.views, strict=True):
+        graphdef = view.train if training else view.infer
+        f = (bind_tapped if hidden else bind)(graphdef, params, rest)
+        made.append(
+            relevance(
+                f,
+                x,
+                start,
+                terminal=view.terminal,
+                strategy=isnet.strategy,
+                hidden=hidden,
+                rng=rng,
+            )
+        )
+    return made
+
+
+def _by_layer(maps: list[Maps]) -> list[Array]:
+    """Relevance (b, all parts' maps, *space, c) of the input, then of each hidden layer."""
+    layers = [[part.relevance, *part.hidden.values()] for part in maps]
+    return [jnp.concatenate(parts, axis=1) for parts in zip(*layers, strict=True)]
+
+
+def _map_cuts(cuts: Array, layers: int, maps: list[Maps]) -> Array:
+    """Cuts (2,), (parts, 2) or (layers, parts, 2) as (layers, maps, 2)."""
+    cuts = jnp.broadcast_to(cuts, (layers, len(maps), 2))
+    counts = [part.relevance.shape[1] for part in maps]
+    return jnp.repeat(cuts, np.asarray(counts), axis=1, total_repeat_length=sum(counts))
+
+
+def _over_layers(losses: Array, decay: float) -> Array:
+    """(layers, b) to (b,) so that the batch mean is the ranked pooling of the layers' means."""
+    rank = jnp.argsort(jnp.argsort(-losses.mean(1)))
+    weights = jnp.asarray(np.power(float(decay), np.arange(len(losses))), losses.dtype)
+    return (weights[rank] / weights.sum()) @ losses
 
 
 def sample_terms(
@@ -126,35 +252,44 @@ def sample_terms(
     cuts: Array | tuple[float, float] = (1.0, 25.0),
     *,
     training: bool,
+    rng: Array | None = None,
 ) -> tuple[dict[str, Array], Tree]:
     """Loss terms per sample, each (b,), and the updated rest; pure and twice differentiable.
 
     Args:
-        graphs: `programs` of the model, with ``isnet.composite``.
+        graphs: `programs` of the model, with the composites of ``isnet.parts``.
         params: parameters.
         rest: BatchNorm statistics.
         batch: "image" (b, h, w, c), "label" (b,) int and, for an ISNet, "mask" (b, h, w, 1).
         isnet: None is the plain classifier, at no extra cost.
-        cuts: (C1, C2) of the foreground loss.
+        cuts: (C1, C2) of the foreground loss, or one pair a part (parts, 2), or a layer and
+            part (layers, parts, 2).
         training: BatchNorm on batch statistics instead of running averages.
+        rng: key for the Stochastic ISNet.
     """
     x, labels = batch["image"], batch["label"]
     if isnet is None:
         logits, rest = bind(graphs.train if training else graphs.infer, params, rest)(x)
         loss = cross_entropy(logits, labels)
         return {"loss": loss, "accuracy": _correct(logits, labels)}, rest
-    f = bind(graphs.train_maps if training else graphs.infer_maps, params, rest)
-    maps = relevance(f, x, isnet.start, terminal=graphs.terminal, strategy=isnet.strategy)
-    classification = cross_entropy(maps.logits, labels)
-    heatmap, background, foreground = isnet.loss(maps.relevance, batch["mask"], cuts)
+    maps = heatmaps(graphs, params, rest, x, isnet, training=training, rng=rng)
+    layers = _by_layer(maps)
+    each = [
+        isnet.loss(layer, batch["mask"], (c[:, 0], c[:, 1]))
+        for layer, c in zip(layers, _map_cuts(jnp.asarray(cuts), len(layers), maps), strict=True)
+    ]
+    heatmap, background, foreground = (
+        _over_layers(jnp.stack(term), isnet.deep_decay) for term in zip(*each, strict=True)
+    )
+    classification = cross_entropy(maps[0].logits, labels)
     terms = {
         "loss": (1 - isnet.weight) * classification + isnet.weight * heatmap,
-        "accuracy": _correct(maps.logits, labels),
+        "accuracy": _correct(maps[0].logits, labels),
         "cross_entropy": classification,
         "background": background,
         "foreground": foreground,
     }
-    return terms, maps.aux
+    return terms, maps[0].aux
 
 
 def objective(
@@ -164,18 +299,19 @@ def objective(
     batch: dict[str, Array],
     isnet: ISNet | None,
     cuts: Array | tuple[float, float] = (1.0, 25.0),
+    rng: Array | None = None,
 ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
     """Training loss of a batch, and (metrics, updated rest): the means of `sample_terms`."""
-    terms, rest = sample_terms(graphs, params, rest, batch, isnet, cuts, training=True)
+    terms, rest = sample_terms(graphs, params, rest, batch, isnet, cuts, training=True, rng=rng)
     values = {name: term.mean() for name, term in terms.items()}
     return values["loss"], (values, rest)
 
 
 def map_totals(graphs: Programs, params: Tree, rest: Tree, x: Array, isnet: ISNet) -> Array:
-    """`total_relevance` of a batch, (b,): what the automatic cuts are tuned on."""
-    f = bind(graphs.train_maps, params, rest)
-    maps = relevance(f, x, isnet.start, terminal=graphs.terminal, strategy=isnet.strategy)
-    return total_relevance(maps.relevance)
+    """`total_relevance` of a batch, (layers, parts, b): what the automatic cuts are tuned on."""
+    maps = heatmaps(graphs, params, rest, x, isnet, training=True)
+    rows = [[part.relevance, *part.hidden.values()] for part in maps]
+    return jnp.stack([jnp.stack([total_relevance(r) for r in row]) for row in rows], axis=1)
 
 
 def _correct(logits: Array, labels: Array) -> Array:

@@ -7,7 +7,6 @@ user) calls ``dataset``, ``init``, ``step``, ``evaluate`` and, where present, ``
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -51,6 +50,8 @@ class MaskedClassifier:
         cuts: (C1, C2) of the foreground loss.
         tune_steps: steps of a throw-away plain classifier that tunes the cuts; 0 uses ``cuts``.
         strategy: "loop" or "vmap" over maps.
+        deep: LRP deep supervision (loss on hidden maps too).
+        deep_decay: ranked pooling decay over its layers.
 
     Raises:
         ValueError: any argument outside its legal values; a composite that leaves a layer of the
@@ -73,6 +74,8 @@ class MaskedClassifier:
         cuts: tuple[float, float] = (1.0, 25.0),
         tune_steps: int = 0,
         strategy: str = "loop",
+        deep: bool = False,
+        deep_decay: float = 1.0,
     ) -> None:
         check("method", method, METHODS)
         if len(cuts) != 2 or not 0 < cuts[0] < cuts[1]:
@@ -80,25 +83,31 @@ class MaskedClassifier:
         if tune_steps < 0:
             raise ValueError(f"tune_steps={tune_steps}; must be 0 (off) or more")
         self._optimizer = optimizer
-        self._cuts = tuple(cuts)
         self._tune_steps = tune_steps
-        settings = isnet.ISNet(
-            composite=create_composite(**composite),
-            loss=call("heatmap loss", "ISNet", {"ISNet": HeatmapLoss}, loss),
-            weight=weight,
-            strategy=strategy,
-        )
-        self._isnet = (
-            None
-            if method == "plain"
-            else dataclasses.replace(settings, start=isnet.VARIANTS[method])
-        )
+        settings = {
+            "composite": create_composite(**composite),
+            "loss": call("heatmap loss", "ISNet", {"ISNet": HeatmapLoss}, loss),
+            "weight": weight,
+            "strategy": strategy,
+            "deep": deep,
+            "deep_decay": deep_decay,
+        }
+        explainer = isnet.ISNet(**settings)
+        self._isnet = None
+        if method != "plain":
+            explainer = self._isnet = isnet.ISNet(**(settings | isnet.VARIANTS[method]))
         self._data = load(**data)
         self.test_splits = self._data.test
         channels = self._data.arrays[TRAIN]["image"].shape[-1]
         self._model = {"in_channels": channels, **model, "num_classes": self._data.num_classes}
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
-        self._graphs = isnet.programs(abstract, settings.composite)
+        self._graphs = isnet.programs(abstract, *(rules for _, rules in explainer.parts))
+        if deep and not self._graphs.supervised:
+            raise ValueError(f"model {self._model['name']!r} names no layers for deep supervision")
+        layers = 1 + len(self._graphs.supervised) if deep else 1
+        self._cuts = np.broadcast_to(
+            np.asarray(cuts, np.float32), (layers, len(explainer.parts), 2)
+        )
 
     def _create(self, rngs: nnx.Rngs) -> nnx.Module:
         return create(**self._model, rngs=rngs)
@@ -115,17 +124,19 @@ class MaskedClassifier:
             "params": params,
             "rest": rest,
             "opt_state": self._optimizer.init(params),
-            "cuts": jnp.asarray(self._cuts, jnp.float32),
+            "cuts": jnp.asarray(self._cuts),
         }
 
     def step(self, state: State, batch: dict[str, Array], rng: Array) -> tuple[State, dict]:
         """One optimizer step; pure and traceable."""
-        return self._step(self._isnet, state, batch)
+        return self._step(self._isnet, state, batch, rng)
 
-    def _step(self, method: isnet.ISNet | None, state: State, batch: dict[str, Array]):
+    def _step(
+        self, method: isnet.ISNet | None, state: State, batch: dict[str, Array], rng: Array | None
+    ) -> tuple[State, dict[str, Array]]:
         def loss(params):
             return isnet.objective(
-                self._graphs, params, state["rest"], batch, method, state["cuts"]
+                self._graphs, params, state["rest"], batch, method, state["cuts"], rng
             )
 
         (_, (values, rest)), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
@@ -150,8 +161,9 @@ class MaskedClassifier:
             batch = batches(i)
             if i >= self._tune_steps * 4 // 5:
                 totals.append(np.asarray(total(throw_away, batch["image"])))
-            throw_away, _ = step(throw_away, batch)
-        cuts = np.asarray(tune_cuts(np.concatenate(totals)), np.float32)
+            throw_away, _ = step(throw_away, batch, None)
+        every = np.concatenate(totals, axis=-1)  # (layers, parts, samples)
+        cuts = np.asarray([[tune_cuts(part) for part in layer] for layer in every], np.float32)
         return {**state, "cuts": jax.device_put(cuts, state["cuts"].sharding)}
 
     def evaluate(self, state: State, split: str, feed: Feed) -> Iterator[tuple[str, float]]:
@@ -190,11 +202,12 @@ class MaskedClassifier:
         # One digit of every class before the second of any.
         order = np.argsort(_rank_in_class(data["label"]), kind="stable")[:count]
         image, mask = data["image"][order], data["mask"][order]
+        view = self._graphs.views[0]
         maps = relevance(
-            isnet.bind(self._graphs.infer_maps, state["params"], state["rest"]),
+            isnet.bind(view.infer, state["params"], state["rest"]),
             jnp.asarray(image),
             Logit(),
-            terminal=self._graphs.terminal,
+            terminal=view.terminal,
         )
         heatmaps = np.asarray(maps.relevance[:, 0])
         return {

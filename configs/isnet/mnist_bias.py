@@ -1,7 +1,8 @@
 """Real MNIST digits, synthetic background bias: a plain classifier against an ISNet.
 
 Command   python -m launch train --config configs/isnet/mnist_bias.py --workdir runs/mnist_bias
-Argument  a run alone: mnist_bias.py:plain, :unbiased, :selective or :original
+Argument  a run alone: mnist_bias.py:plain, :unbiased, :selective, :original, :stochastic,
+          :dual or :deep (Selective with deep supervision)
 Hardware  laptop CPU, 2 cores: about 4 minutes for the three default runs
 Expected  accuracy in %, mean ± sd of 3 seeds, on biased / standard / deceiving test digits:
           plain     100.0 ± 0.0   63.1 ± 11.3    8.9 ± 3.9
@@ -16,6 +17,9 @@ RUNS = {
     "unbiased": {"task": {"method": "plain", "data": {"train_mode": "standard"}}},
     "selective": {"task": {"method": "selective"}},
     "original": {"task": {"method": "original"}},
+    "stochastic": {"task": {"method": "stochastic"}},
+    "dual": {"task": {"method": "dual"}},
+    "deep": {"task": {"method": "selective", "deep": True}},
 }
 
 
@@ -37,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "train_mode": "biased",  # biased | standard
                 "seed": 0,  # of the split and the markers
             },
-            "method": "selective",  # plain | selective | original
+            "method": "selective",  # plain, or a key of isnet_jax.isnet.VARIANTS
             "model": {"name": "simple_cnn", "widths": (16, 32, 64), "norm": True, "pooled": 4},
             "composite": {"name": "isnet_flex", "epsilon": 0.01},
             "loss": {
@@ -52,6 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "cuts": (1.0, 25.0),  # C1, C2
             "tune_steps": 0,  # > 0 tunes the cuts instead
             "strategy": "loop",
+            "deep": False,  # LRP deep supervision
+            "deep_decay": 1.0,
         }
     )
     config.steps = 1000

@@ -1,6 +1,14 @@
 """Layer-wise relevance propagation whose maps can be trained through."""
 
-from isnet_jax.lrp.composite import INPUT, INPUT_RELU, PRESETS, Composite, create, rule_layers
+from isnet_jax.lrp.composite import (
+    INPUT,
+    INPUT_RELU,
+    OUTPUT,
+    PRESETS,
+    Composite,
+    create,
+    rule_layers,
+)
 from isnet_jax.lrp.explain import (
     AllLogits,
     EachLogit,
@@ -8,27 +16,53 @@ from isnet_jax.lrp.explain import (
     Logit,
     Maps,
     Selective,
+    Stochastic,
+    TopProbability,
     explain,
     relevance,
 )
-from isnet_jax.lrp.rules import RULES, ZB, Epsilon, Pass, Rule, ZPlus
+from isnet_jax.lrp.rules import (
+    CPLRP,
+    RULES,
+    ZB,
+    AlphaBeta,
+    AttnLRP,
+    Epsilon,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    Rule,
+    WSquare,
+    ZPlus,
+)
 
 __all__ = [
+    "CPLRP",
     "INPUT",
     "INPUT_RELU",
+    "OUTPUT",
     "PRESETS",
     "RULES",
     "ZB",
     "AllLogits",
+    "AlphaBeta",
+    "AttnLRP",
     "Composite",
     "EachLogit",
     "Epsilon",
     "Explanation",
+    "Flat",
+    "Gamma",
     "Logit",
     "Maps",
+    "Norm",
     "Pass",
     "Rule",
     "Selective",
+    "Stochastic",
+    "TopProbability",
+    "WSquare",
     "ZPlus",
     "create",
     "explain",

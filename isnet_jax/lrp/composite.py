@@ -14,13 +14,31 @@ from typing import Any
 from flax import nnx
 
 from isnet_jax.legal import call, check, unknown
-from isnet_jax.lrp.rules import RULES, ZB, Epsilon, Pass, Rule, ZPlus
+from isnet_jax.lrp.rules import (
+    CPLRP,
+    RULES,
+    ZB,
+    AlphaBeta,
+    AttnLRP,
+    Epsilon,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    Rule,
+    ZPlus,
+)
 
 INPUT = "@input"
 """Pattern for the layer that reads the image: the path in the model's attribute `input_layer`."""
 
 INPUT_RELU = "@input_relu"
 """Pattern for the ReLU right after it: the path in the model's attribute `input_relu`."""
+
+OUTPUT = "@output_layer"
+"""Pattern for the layer that makes the logits: the path in `output_layer`."""
+
+ROLES = {INPUT: "input_layer", INPUT_RELU: "input_relu", OUTPUT: "output_layer"}
 
 WEIGHTED = ("conv", "dense", "norm")
 """Layer kinds that must be matched by some entry; the others default to `Pass`."""
@@ -40,7 +58,7 @@ class Match:
 class Composite:
     """An ordered table of (pattern, rule); the first match wins.
 
-    A pattern is `INPUT` or `INPUT_RELU`, a layer kind written ``"kind:conv"``, a layer class, or a
+    A pattern is one of `ROLES`, a layer kind written ``"kind:conv"``, a layer class, or a
     regular expression that must match the whole slash path, e.g. ``"stages/0/.*"``.
 
     Attributes:
@@ -120,8 +138,7 @@ class Composite:
     def _roles(self, model: nnx.Module) -> dict[str, str]:
         """The paths that the model declares for the ``@`` patterns."""
         roles = {}
-        for pattern in (INPUT, INPUT_RELU):
-            attribute = pattern.removeprefix("@") if pattern == INPUT_RELU else "input_layer"
+        for pattern, attribute in ROLES.items():
             path = getattr(model, attribute, None)
             if path is not None:
                 roles[pattern] = path
@@ -159,11 +176,11 @@ def rule_layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 
 
 def _check_pattern(pattern: str) -> None:
-    kind, roles = pattern.removeprefix("kind:"), (INPUT, INPUT_RELU)
+    kind = pattern.removeprefix("kind:")
     if kind != pattern and kind not in Pass.kinds:
         raise unknown("layer kind in a composite", kind, sorted(Pass.kinds))
-    if pattern.startswith("@") and pattern not in roles:
-        raise unknown("role in a composite", pattern, roles)
+    if pattern.startswith("@") and pattern not in ROLES:
+        raise unknown("role in a composite", pattern, ROLES)
     try:
         re.compile(pattern)
     except re.error as error:
@@ -244,6 +261,67 @@ def zplus(epsilon: float = 0.01) -> Composite:
     return Composite(tuple((f"kind:{kind}", ZPlus(epsilon)) for kind in kinds), name="zplus")
 
 
+def isnet_dual_zplus(epsilon: float = 0.01, low: float = 0.0, high: float = 1.0) -> Composite:
+    """The z+ half of Dual ISNet: z+ everywhere, its own positive sums as the start, z^B first."""
+    entries = [(INPUT, ZB(low, high, epsilon)), (OUTPUT, ZPlus(epsilon, own_sum=True))]
+    return Composite((*entries, *zplus(epsilon).entries), name="isnet_dual_zplus")
+
+
+def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+    """Zennit's EpsilonPlus: z+ on convolutions, epsilon on dense layers."""
+    return Composite(
+        (
+            ("kind:conv", ZPlus(epsilon)),
+            ("kind:dense", Epsilon(epsilon)),
+            ("kind:norm", Epsilon(epsilon)),
+            ("kind:avg_pool", Norm(epsilon)),
+            ("kind:add", Norm(epsilon)),
+        ),
+        name="epsilon_plus",
+    )
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+    """`epsilon_plus` with equal shares at the input layer."""
+    return Composite(((INPUT, Flat()), *epsilon_plus(epsilon).entries), name="epsilon_plus_flat")
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+    """alpha=2, beta=1 on convolutions, epsilon on dense layers."""
+    first = ("kind:conv", AlphaBeta(2.0, 1.0, epsilon))
+    return Composite((first, *epsilon_plus(epsilon).entries[1:]), name="epsilon_alpha2_beta1")
+
+
+def epsilon_gamma_box(
+    low: float | tuple[float, ...] = 0.0,
+    high: float | tuple[float, ...] = 1.0,
+    gamma: float = 0.25,
+    epsilon: float = 1e-6,
+) -> Composite:
+    """Zennit's EpsilonGammaBox: z^B first, gamma on convolutions, epsilon on dense layers."""
+    first = (
+        (INPUT, ZB(low, high, epsilon, bias="cancel")),
+        ("kind:conv", Gamma(gamma, epsilon)),
+    )
+    rest = epsilon_plus(epsilon).entries[1:]
+    return Composite((*first, *rest), name="epsilon_gamma_box")
+
+
+def attn_lrp(epsilon: float = 0.0) -> Composite:
+    """AttnLRP for transformers; ``epsilon`` at the linear layers."""
+    return _transformer(AttnLRP(), epsilon, "attn_lrp")
+
+
+def cp_lrp(epsilon: float = 0.0) -> Composite:
+    """CP-LRP for transformers; ``epsilon`` at the linear layers."""
+    return _transformer(CPLRP(), epsilon, "cp_lrp")
+
+
+def _transformer(rule: Rule, epsilon: float, name: str) -> Composite:
+    special = tuple((f"kind:{kind}", rule) for kind in sorted(rule.kinds))
+    return Composite((*special, *lrp_epsilon(epsilon).entries), name=name)
+
+
 def gradient_x_input() -> Composite:
     """The plain derivative everywhere: LRP-0, gradient times input."""
     return Composite(((".*", Pass()),), name="gradient_x_input")
@@ -269,7 +347,14 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "isnet_epsilon_zb": isnet_epsilon_zb,
     "isnet_flex": isnet_flex,
     "isnet_flex_zb": isnet_flex_zb,
+    "isnet_dual_zplus": isnet_dual_zplus,
     "zplus": zplus,
+    "epsilon_plus": epsilon_plus,
+    "epsilon_plus_flat": epsilon_plus_flat,
+    "epsilon_alpha2_beta1": epsilon_alpha2_beta1,
+    "epsilon_gamma_box": epsilon_gamma_box,
+    "attn_lrp": attn_lrp,
+    "cp_lrp": cp_lrp,
     "gradient_x_input": gradient_x_input,
     "table": table,
 }

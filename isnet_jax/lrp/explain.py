@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from isnet_jax.legal import check
+from isnet_jax.lrp import taps
 from isnet_jax.lrp.composite import Composite, create
 
 Array = jax.Array
@@ -32,7 +33,9 @@ STRATEGIES = ("loop", "vmap")
 class Logit:
     """One map: the logit of ``classes`` (b,), or of the arg-max if None."""
 
-    def quantities(self, logits: Array, classes: Array | None) -> Array:
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
         """(1, b) explained quantities of logits (b, k)."""
         chosen = logits.argmax(-1) if classes is None else classes
         return jnp.take_along_axis(logits, chosen[:, None], -1).T
@@ -42,7 +45,9 @@ class Logit:
 class EachLogit:
     """One map a class: the start of the Original ISNet."""
 
-    def quantities(self, logits: Array, classes: Array | None) -> Array:
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
         """(k, b) explained quantities of logits (b, k)."""
         return logits.T
 
@@ -51,7 +56,9 @@ class EachLogit:
 class AllLogits:
     """One map of all logits at once."""
 
-    def quantities(self, logits: Array, classes: Array | None) -> Array:
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
         """(1, b) explained quantities of logits (b, k)."""
         return logits.sum(-1)[None]
 
@@ -67,7 +74,9 @@ class Selective:
 
     epsilon: float = 0.0
 
-    def quantities(self, logits: Array, classes: Array | None) -> Array:
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
         """(1, b) explained quantities of logits (b, k), k >= 2."""
         if logits.shape[-1] < 2:
             raise ValueError("the selective start compares classes: it needs at least 2 logits")
@@ -80,7 +89,45 @@ class Selective:
         return (jnp.where(own, logits, 0).sum(-1) - others)[None]
 
 
-Start = Logit | EachLogit | AllLogits | Selective
+@dataclass(frozen=True)
+class Stochastic:
+    """One map: the top logit with probability 1/2, else one of the others drawn evenly, a sample.
+
+    The original draws the top logit with 5/11 (Flex) or one coin a batch (Block). Without a key
+    the top logit is explained.
+    """
+
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
+        """(1, b) explained quantities of logits (b, k)."""
+        if classes is None and rng is not None:
+            classes = self.draw(logits, rng)
+        return Logit().quantities(logits, classes)
+
+    def draw(self, logits: Array, rng: Array) -> Array:
+        """(b,) int32 classes."""
+        batch, count = logits.shape
+        top = logits.argmax(-1).astype(jnp.int32)
+        if count == 1:
+            return top
+        coin, other = jax.random.split(rng)
+        step = jax.random.randint(other, (batch,), 1, count, jnp.int32)
+        return jnp.where(jax.random.bernoulli(coin, 0.5, (batch,)), top, (top + step) % count)
+
+
+@dataclass(frozen=True)
+class TopProbability:
+    """One map: the largest softmax probability (ISNet Softmax Grad*Input)."""
+
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
+        """(1, b) explained quantities of logits (b, k)."""
+        return jax.nn.softmax(logits, -1).max(-1)[None]
+
+
+Start = Logit | EachLogit | AllLogits | Selective | Stochastic | TopProbability
 
 
 # ---------------------------------------------------------------- the core
@@ -93,45 +140,58 @@ class Maps(NamedTuple):
         logits: (b, k), with their ordinary derivative.
         relevance: (b, m, *x.shape[1:]).
         quantities: (b, m), what each map decomposes.
+        hidden: path -> relevance at that layer's output, (b, m, *its shape[1:]).
         aux: whatever the model function returned beside the logits.
     """
 
     logits: Array
     relevance: Array
     quantities: Array
+    hidden: dict[str, Array]
     aux: Any
 
 
 def relevance(
-    f: Callable[[Array], tuple[Array, Any]],
+    f: Callable[..., tuple[Array, Any]],
     x: Array,
     start: Start,
     *,
     terminal: bool,
     classes: Array | None = None,
     strategy: str = "loop",
+    hidden: tuple[str, ...] = (),
+    rng: Array | None = None,
 ) -> Maps:
     """Relevance maps of ``f`` at ``x`` with one forward; pure, differentiable, jit and vmap safe.
 
     Args:
-        f: x -> (logits (b, k), aux); a composite's view of a model.
+        f: x -> (logits (b, k), aux), a composite's view of a model; with ``hidden``,
+            (x, zeros) -> (logits, (aux, kept)) as `isnet_jax.lrp.taps.call` makes it.
         x: (b, *space, c) float.
         start: the explained quantity.
         terminal: `Composite.terminal` of the view: the pulled-back value is the relevance itself.
-        classes: (b,) int classes for `Logit` and `Selective`.
+        classes: (b,) int classes for `Logit`, `Selective` and `Stochastic`.
         strategy: "loop" unrolls the maps (fastest on CPU), "vmap" batches them.
+        hidden: slash paths of layers whose output's relevance is wanted too.
+        rng: key for `Stochastic`.
 
     Raises:
-        ValueError: unknown strategy.
+        ValueError: unknown strategy, or a hidden path that is no layer.
     """
     check("map strategy", strategy, STRATEGIES)
-    logits, pull, aux = jax.vjp(f, x, has_aux=True)
-    quantities, pull_quantities = jax.vjp(lambda y: start.quantities(y, classes), logits)
+    if hidden:
+        zeros = taps.zero_outputs(f, x, hidden)
+        logits, pull, (aux, kept) = jax.vjp(f, x, zeros, has_aux=True)
+    else:
+        logits, pull, aux = jax.vjp(f, x, has_aux=True)
+        kept = {}
+    quantities, pull_quantities = jax.vjp(lambda y: start.quantities(y, classes, rng), logits)
 
-    def one(selector: Array) -> Array:
+    def one(selector: Array) -> tuple[Array, dict[str, Array]]:
         (ct,) = pull_quantities(selector)
-        (m,) = pull(ct)
-        return m if terminal else x * m
+        m, *caught = pull(ct)
+        inner = {path: kept[path] * caught[0][path] for path in kept}
+        return m if terminal else x * m, inner
 
     count = quantities.shape[0]
     selectors = jnp.broadcast_to(
@@ -140,8 +200,9 @@ def relevance(
     if strategy == "vmap":
         stacked = jax.vmap(one, out_axes=1)(selectors)
     else:
-        stacked = jnp.stack([one(selectors[i]) for i in range(count)], axis=1)
-    return Maps(logits, stacked, quantities.T, aux)
+        each = [one(selectors[i]) for i in range(count)]
+        stacked = jax.tree.map(lambda *maps: jnp.stack(maps, axis=1), *each)
+    return Maps(logits, stacked[0], quantities.T, stacked[1], aux)
 
 
 # ---------------------------------------------------------------- for people

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from isnet_jax.lrp import ops
-from isnet_jax.lrp.rules import Pass, Rule, ZPlus, along_channels
+from isnet_jax.lrp.rules import Epsilon, Norm, Pass, Rule, along_channels
 
 Array = jax.Array
 
@@ -318,9 +318,9 @@ class Add(nnx.Module):
 
     def __call__(self, a: Array, b: Array) -> Array:
         """Returns a + b."""
-        if not isinstance(self.rule, ZPlus):
+        if self.rule is None or isinstance(self.rule, Pass | Epsilon | Norm):
             return ops.apply_output_rule(self.rule, a + b)
-        # z+ needs the summands' signs; stacking them makes the sum one linear map.
+        # The others need the summands' signs; stacking them makes the sum one linear map.
         both = jnp.stack((a, b))
         return ops.apply_rule(
             self.rule, a + b, linear=ops.SumMap(), x=both, w=jnp.ones((), a.dtype)

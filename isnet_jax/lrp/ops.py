@@ -20,7 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from isnet_jax.lrp.rules import Epsilon, Linear, Pass, Rule, ZPlus, along_channels, magnitude, sign
+from isnet_jax.lrp.rules import (
+    Epsilon,
+    Linear,
+    Norm,
+    Pass,
+    Rule,
+    ZPlus,
+    along_channels,
+    magnitude,
+    sign,
+)
 
 Array = jax.Array
 
@@ -38,6 +48,15 @@ def constant_in_map(value: Array) -> Array:
 
 
 constant_in_map.defvjp(lambda value: (value, None), lambda _, m: (None,))
+
+
+@jax.custom_vjp
+def halve_in_map(value: Array) -> Array:
+    """Identity whose inner derivative is halved: a bilinear product shares between its factors."""
+    return value
+
+
+halve_in_map.defvjp(lambda value: (value, None), lambda _, m: (0.5 * m,))
 
 
 # ---------------------------------------------------------------- rules
@@ -85,7 +104,8 @@ def _weighted_fwd(rule, linear, x, w, b, z, denominator):
 def _weighted_bwd(rule, linear, residuals, m):
     x, w, b, z, denominator = residuals
     d = z if denominator is None else denominator
-    return rule.multiplier(linear, x, w, b, d, m * z), None, None, None, None
+    relevance = m * rule.explained(linear, x, w, b, z)
+    return rule.multiplier(linear, x, w, b, d, relevance), None, None, None, None
 
 
 _weighted_rule.defvjp(_weighted_fwd, _weighted_bwd)
@@ -117,7 +137,9 @@ def apply_rule(
     """
     if rule is None or isinstance(rule, Pass):
         return z
-    if isinstance(rule, Epsilon):
+    if isinstance(rule, Norm):
+        denominator = linear(x, w) if b is not None else None
+    if isinstance(rule, Epsilon | Norm):
         return z if rule.epsilon == 0 else stabilize(z, denominator, rule.epsilon)
     return _weighted_rule(rule, linear, x, w, b, z, denominator)
 
@@ -127,7 +149,7 @@ def apply_output_rule(rule: Rule | None, z: Array) -> Array:
     if isinstance(rule, ZPlus):
         kept = z if rule.epsilon == 0 else stabilize(z, None, rule.epsilon)
         return jnp.where(z >= 0, kept, constant_in_map(z))
-    if isinstance(rule, Epsilon) and rule.epsilon != 0:
+    if isinstance(rule, Epsilon | Norm) and rule.epsilon != 0:
         return stabilize(z, None, rule.epsilon)
     return z
 

@@ -151,10 +151,10 @@ def test_a_batch_is_its_samples_one_by_one(composite: str, cnn, x) -> None:
 def test_core_under_jit_and_vmap(cnn, x) -> None:
     composite = create("isnet_flex_zb")
     graphs = programs(cnn, composite)
-    f = bind(graphs.infer_maps, *variables(cnn))
+    f = bind(graphs.views[0].infer, *variables(cnn))
 
     def maps(x):
-        return relevance(f, x, EachLogit(), terminal=graphs.terminal)[:3]
+        return relevance(f, x, EachLogit(), terminal=graphs.views[0].terminal)[:3]
 
     expected = jax.jit(maps)(x)
     reference = explain(cnn, x, target="each", composite=composite)
@@ -171,7 +171,7 @@ def test_training_mode_detaches_the_statistics(cnn, x) -> None:
     found = {}
     for mode in ("detach", "through"):
         graphs = programs(cnn, Composite(((".*", Epsilon()),), mode))
-        f = bind(graphs.train_maps, params, rest)
+        f = bind(graphs.views[0].train, params, rest)
         maps = partial(relevance, f, start=Logit(), terminal=False)
         found[mode] = jax.jit(lambda x, maps=maps: maps(x, classes=jnp.arange(3)).relevance)(x)
     frozen = nnx.merge(*nnx.split(cnn))

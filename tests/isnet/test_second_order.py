@@ -181,8 +181,8 @@ def _directions(arrays, rng, entries):
 
 def _smooth(graphs, training: bool, params: dict, rest: dict, x: jax.Array) -> jax.Array:
     """A smooth scalar of the selective map, sensitive to every pixel."""
-    f = bind(graphs.train_maps if training else graphs.infer_maps, params, rest)
-    r = relevance(f, x, Selective(), terminal=graphs.terminal).relevance
+    f = bind(graphs.views[0].train if training else graphs.views[0].infer, params, rest)
+    r = relevance(f, x, Selective(), terminal=graphs.views[0].terminal).relevance
     weights = np.random.default_rng(9).normal(size=r.shape)
     return (weights * r).sum() + jnp.square(r).sum()
 
@@ -300,8 +300,8 @@ def test_view_keeps_the_derivative_of_the_logits(x64) -> None:
         return cross_entropy(logits, batch["label"]).sum()
 
     def with_maps(params):
-        f = bind(graphs.train_maps, params, rest)
-        maps = relevance(f, batch["image"], isnet.start, terminal=graphs.terminal)
+        f = bind(graphs.views[0].train, params, rest)
+        maps = relevance(f, batch["image"], isnet.start, terminal=graphs.views[0].terminal)
         return cross_entropy(maps.logits, batch["label"]).sum(), maps.relevance
 
     value, grads = _jit(jax.value_and_grad(plain))(params)
@@ -338,7 +338,7 @@ def test_plain_model_costs_nothing(x64) -> None:
         assert names.count("conv_general_dilated") == 2
         assert not any("custom_vjp" in name for name in names)
     # The view has them, so that the line above would notice.
-    assert any("custom_vjp" in name for name in primitives(graphs.infer_maps))
+    assert any("custom_vjp" in name for name in primitives(graphs.views[0].infer))
 
 
 @pytest.mark.parametrize("strides", [(2, 2), (2, 1)])
