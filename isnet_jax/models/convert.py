@@ -1,27 +1,58 @@
 """PyTorch state dicts to our models: every key used, or named in the error.
 
-`from_torch` takes plain arrays (from an npz or safetensors file), never a pickle.
+`from_torch` takes plain arrays (from an npz or safetensors file), never a pickle. What is special
+to a family stands in its own file, as `Backbone.torch_names` and its neighbours.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
-from isnet_jax.models.create import create
+from isnet_jax.models.create import MODELS, create
 
+_LINEAR = {"weight": "kernel", "bias": "bias"}
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_UNUSED = re.compile(r".*\.num_batches_tracked")
+_COUNTER = "num_batches_tracked"
+
+Path = tuple[Any, ...]
+
+
+class Place(NamedTuple):
+    """Where an array of a state dict goes: its shape there, path here, grid that it flattens."""
+
+    shape: tuple[int, ...]
+    path: Path
+    grid: tuple[int, ...] | None
+
+
+class Fit(NamedTuple):
+    """What `fit` found: nothing in it is allocated but the given arrays.
+
+    Attributes:
+        model: abstract.
+        places: torchvision key -> place, for all arrays of the model.
+        arrays: as given, under today's names.
+        config: all arguments of `create` but ``rngs``.
+    """
+
+    model: nnx.Module
+    places: dict[str, Place]
+    arrays: Mapping[str, Any]
+    config: dict[str, Any]
 
 
 def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) -> nnx.Module:
     """A model with the weights of a torchvision-named state dict.
 
     Args:
-        name: a model of `CONVERTERS`.
+        name: a model of `MODELS` that torchvision has too.
         arrays: torchvision key -> array; convolutions (out, in, *window), linear (out, in).
         **config: arguments of `create` that the arrays do not tell, e.g. ``stem="small"``.
 
@@ -29,82 +60,116 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
         ValueError: unknown name, or keys that are missing, unexpected or of the wrong shape; the
             message names them.
     """
-    if name not in CONVERTERS:
-        raise ValueError(f"no torch converter for {name!r}; legal values: {', '.join(CONVERTERS)}")
-    translate, infer = CONVERTERS[name]
-    model = create(name, **{**infer(arrays), **config}, rngs=nnx.Rngs(0))
-    variables = {
-        "/".join(map(str, path)): variable
-        for path, variable in nnx.iter_graph(model)
-        if isinstance(variable, nnx.Variable)
-    }
-    unexpected, wrong, filled = [], [], set()
-    for key, value in arrays.items():
-        path = translate(key)
-        if path is None or path not in variables:
-            if not _UNUSED.fullmatch(key):
-                unexpected.append(key)
-            continue
-        value, target = _layout(np.asarray(value)), variables[path]
-        if value.shape != target[...].shape:
-            wrong.append(f"{key} {value.shape} for {path} {target[...].shape}")
-            continue
-        target[...] = value.astype(target[...].dtype)
-        filled.add(path)
-    parameters = {path for path, v in variables.items() if isinstance(v, nnx.Param | nnx.BatchStat)}
+    found = fit(name, arrays, **config)
+    graphdef, state = nnx.split(found.model)
+    values = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    for key, place in found.places.items():
+        value = _ours(np.asarray(found.arrays[key]), place.grid)
+        # A copy: on a CPU jax may otherwise keep using the caller's memory.
+        values[place.path] = jnp.array(value, values[place.path].dtype, copy=True)
+    if len(values) > len(found.places):
+        values |= _random_streams(name, found.config)
+    return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
+
+
+def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
+    """Where each key of a state dict goes; `from_torch` without the arrays.
+
+    Args:
+        name: as for `from_torch`.
+        arrays: torchvision key -> anything with a shape, e.g. `jax.ShapeDtypeStruct`.
+        **config: as for `from_torch`.
+
+    Raises:
+        ValueError: as `from_torch`.
+    """
+    family = _family(name)
+    arrays = _renamed(name, arrays, family.torch_renamed)
+    try:
+        told = {k: np.shape(arrays[key])[axis] for k, (key, axis) in family.torch_sizes.items()}
+    except KeyError as error:
+        raise ValueError(
+            f"state dict does not fit model {name!r}: key {error} is missing"
+        ) from None
+    config = {**told, **config}
+    model = nnx.eval_shape(lambda: create(name, **config, rngs=nnx.Rngs(0)))
+    places, counters = torch_places(model)
+    given = set(arrays) - counters
     problems = {
-        "unexpected keys": unexpected,
-        "wrong shapes": wrong,
-        "nothing for": sorted(
-            parameters - filled - {w.split(" for ")[1].split()[0] for w in wrong}
-        ),
+        "unexpected keys": sorted(given - set(places)),
+        "missing keys": sorted(set(places) - given),
+        "wrong shapes": [
+            f"{key} {np.shape(arrays[key])} instead of {places[key].shape}"
+            for key in sorted(given & set(places))
+            if np.shape(arrays[key]) != places[key].shape
+        ],
     }
     said = [f"{what}: {', '.join(items)}" for what, items in problems.items() if items]
     if said:
         raise ValueError(f"state dict does not fit model {name!r}: {'; '.join(said)}")
-    return model
+    return Fit(model, places, arrays, config)
 
 
-def _layout(value: np.ndarray) -> np.ndarray:
-    """Output-first torch kernel to output-last, (out, in, *window) to (*window, in, out)."""
-    return value if value.ndim < 2 else np.transpose(value, (*range(2, value.ndim), 1, 0))
+def torch_places(model: nnx.Module) -> tuple[dict[str, Place], set[str]]:
+    """Key -> place for every array of a `Backbone`, and the keys that carry nothing we need."""
+    modules = {"/".join(map(str, path)): (path, m) for path, m in nnx.iter_modules(model)}
+    places, counters = {}, set()
+    for theirs, ours in model.torch_names().items():
+        path, module = modules[ours]
+        is_norm = isinstance(module, nnx.BatchNorm)
+        if is_norm:
+            counters.add(f"{theirs}.{_COUNTER}")
+        for field, attribute in (_NORM if is_norm else _LINEAR).items():
+            variable = getattr(module, attribute)
+            if variable is None:
+                continue
+            *rest, out = variable.shape
+            shape = (out, *rest[-1:], *rest[:-1])
+            grid = model.torch_flattened.get(ours) if attribute == "kernel" else None
+            places[f"{theirs}.{field}"] = Place(shape, (*path, attribute), grid)
+    return places, counters
 
 
-def _unit(path: str, part: str, field: str) -> str | None:
-    """Path of a field of a convolution unit's conv or norm."""
-    if part == "norm":
-        return f"{path}/norm/{_NORM[field]}" if field in _NORM else None
-    return {"weight": f"{path}/kernel", "bias": f"{path}/bias"}.get(field)
+def _family(name: str) -> Any:
+    families = {n: getattr(model, "func", model) for n, model in MODELS.items()}
+    families = {n: f for n, f in families.items() if getattr(f, "torch_sizes", None)}
+    if name not in families:
+        raise ValueError(f"no torch converter for {name!r}; legal values: {', '.join(families)}")
+    return families[name]
 
 
-def _resnet(key: str) -> str | None:
-    stem, _, field = key.rpartition(".")
-    if stem in ("conv1", "bn1"):
-        return _unit("stem", "norm" if stem == "bn1" else "conv", field)
-    if stem == "fc":
-        return {"weight": "classifier/kernel", "bias": "classifier/bias"}.get(field)
-    found = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.([01]))", stem)
-    if not found:
-        return None
-    stage, block, kind, number, side = found.groups()
-    base = f"stages/{int(stage) - 1}/{block}"
-    if side is not None:
-        return _unit(f"{base}/shortcut", "norm" if side == "1" else "conv", field)
-    return _unit(f"{base}/conv{number}", "norm" if kind == "bn" else "conv", field)
+def _renamed(
+    name: str, arrays: Mapping[str, Any], rename: tuple[str, str] | None
+) -> Mapping[str, Any]:
+    if rename is None:
+        return arrays
+    fresh: dict[str, Any] = {}
+    for key, value in arrays.items():
+        today = re.sub(*rename, key)
+        if today in fresh:
+            raise ValueError(f"state dict does not fit model {name!r}: {today} is there twice")
+        fresh[today] = value
+    return fresh
 
 
-def _resnet_sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    for key in ("fc.weight", "conv1.weight"):
-        if key not in arrays:
-            raise ValueError(f"state dict does not fit a ResNet: key {key!r} is missing")
-    width, channels = np.shape(arrays["conv1.weight"])[:2]
-    return {
-        "num_classes": np.shape(arrays["fc.weight"])[0],
-        "width": width,
-        "in_channels": channels,
-    }
+def _ours(value: np.ndarray, grid: tuple[int, ...] | None) -> np.ndarray:
+    """Torch's (out, in, *window) as (*window, in, out); vectors stay.
+
+    A linear layer over a flattened ``grid`` is a convolution with that window, flattened.
+    """
+    if value.ndim < 2:
+        return value
+    if grid is not None:
+        return _ours(value.reshape(len(value), -1, *grid), None).reshape(-1, len(value))
+    return np.transpose(value, (*range(2, value.ndim), 1, 0))
 
 
-CONVERTERS: dict[str, tuple[Callable[[str], str | None], Callable[..., dict[str, int]]]] = {
-    "resnet18": (_resnet, _resnet_sizes),
-}
+def _random_streams(name: str, config: Mapping[str, object]) -> dict[Path, jax.Array]:
+    """The state that no state dict holds: dropout's random streams, freshly seeded."""
+
+    @jax.jit  # the compiler drops the parameters that nobody asked for
+    def streams():
+        model = create(name, **config, rngs=nnx.Rngs(0))
+        return nnx.to_pure_dict(nnx.state(model, nnx.RngState))
+
+    return traverse_util.flatten_dict(streams())

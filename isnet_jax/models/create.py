@@ -8,12 +8,30 @@ from functools import partial
 from flax import nnx
 
 from isnet_jax.legal import call
+from isnet_jax.models.densenet import DenseNet
 from isnet_jax.models.resnet import ResNet
 from isnet_jax.models.simple_cnn import SimpleCNN
+from isnet_jax.models.squeezenet import SqueezeNet
+from isnet_jax.models.vgg import VGG
 
+_VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+# A family's own name leaves its depths to the caller.
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "simple_cnn": SimpleCNN,
-    "resnet18": partial(ResNet, depths=(2, 2, 2, 2)),
+    "resnet": ResNet,
+    "resnet18": partial(ResNet, block="basic", depths=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, block="basic", depths=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, block="bottleneck", depths=(3, 4, 6, 3)),
+    "resnet101": partial(ResNet, block="bottleneck", depths=(3, 4, 23, 3)),
+    "densenet": DenseNet,
+    "densenet121": partial(DenseNet, depths=(6, 12, 24, 16)),
+    "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
+    "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
+    "vgg": VGG,
+    **{name: partial(VGG, depths=depths, norm=False) for name, depths in _VGG.items()},
+    **{f"{name}_bn": partial(VGG, depths=depths, norm=True) for name, depths in _VGG.items()},
+    "squeezenet1_1": SqueezeNet,
 }
 
 

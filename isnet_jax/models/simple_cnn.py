@@ -9,13 +9,16 @@ import jax
 from flax import nnx
 
 from isnet_jax.lrp.layers import AdaptiveAvgPool, Conv, Dense, MaxPool, ReLU
+from isnet_jax.models.backbone import Backbone
 
 
-class SimpleCNN(nnx.Module):
+class SimpleCNN(Backbone):
     """Blocks of 3x3 convolution (+ BatchNorm) and ReLU with 2x2 max pooling between them.
 
     (b, h, w, in_channels) to logits (b, num_classes); h and w need at least
     ``2 ** (len(widths) - 1)`` pixels.
+
+    Supervised: every max pool and the last ReLU.
 
     Args:
         num_classes: logits.
@@ -56,3 +59,8 @@ class SimpleCNN(nnx.Module):
             if i < len(self.pools):
                 x = self.pools[i](x)
         return self.classifier(self.average(x))
+
+    @property
+    def supervised(self) -> tuple[str, ...]:
+        """See the class."""
+        return (*(f"pools/{i}" for i in range(len(self.pools))), f"relus/{len(self.relus) - 1}")

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
 from isnet_jax import models
+from isnet_jax.models import convert
 
 
 def small_dict(**changes):
@@ -44,12 +45,33 @@ def norm(name, size, rng):
     }
 
 
-@pytest.mark.parametrize("name", list(models.MODELS))
-def test_create_maps_images_to_logits(name):
-    model = models.create(name, num_classes=7, in_channels=1, rngs=nnx.Rngs(0))
-    model.eval()
-    out = jax.eval_shape(lambda x: model(x), jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32))
-    assert out.shape == (2, 7) and out.dtype == jnp.float32
+# Published parameter counts of torchvision's models with 1000 classes.
+COUNTS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "densenet121": 7_978_856,
+    "densenet169": 14_149_480,
+    "densenet201": 20_013_928,
+    "vgg11": 132_863_336,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+    "squeezenet1_1": 1_235_496,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_models_have_as_many_parameters_as_torchvisions(name):
+    model = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
+    assert sum(v.size for v in jax.tree.leaves(nnx.state(model, nnx.Param))) == COUNTS[name]
+
+
+def test_every_model_is_counted():
+    assert set(models.MODELS) - set(COUNTS) == {"simple_cnn", "resnet", "densenet", "vgg"}
 
 
 def test_create_says_what_is_wrong():
@@ -64,10 +86,13 @@ def test_create_says_what_is_wrong():
 
 
 def test_small_stem_keeps_the_resolution():
-    model = models.create("resnet18", num_classes=2, width=4, stem="small", rngs=nnx.Rngs(0))
-    model.eval()
-    stem = jax.eval_shape(model.stem, jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32))
-    assert stem.shape == (1, 28, 28, 4) and model.pool is None
+    @jax.eval_shape
+    def stem():
+        model = models.create("resnet18", num_classes=2, width=4, stem="small", rngs=nnx.Rngs(0))
+        assert model.pool is None
+        return model.stem(jnp.zeros((1, 28, 28, 3)))
+
+    assert stem.shape == (1, 28, 28, 4)
 
 
 def test_from_torch_places_every_array():
@@ -85,23 +110,50 @@ def test_from_torch_places_every_array():
     np.testing.assert_allclose(model.classifier.kernel[...], arrays["fc.weight"].T, rtol=1e-6)
 
 
-def test_from_torch_takes_all_of_torchvisions_resnet18(golden):
-    path = golden / "arch" / "keys" / "tv_resnet18.json.gz"
-    keys = json.loads(gzip.decompress(path.read_bytes()))
-    arrays = {key: np.zeros(shape, dtype) for key, (shape, dtype) in keys.items()}
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50", "densenet121", "vgg11", "vgg11_bn", "vgg16", "vgg16_bn"],
+)
+def test_every_key_of_torchvisions_models_has_a_place(name, golden):
+    packed = (golden / "arch" / "keys" / f"tv_{name}.json.gz").read_bytes()
+    keys = json.loads(gzip.decompress(packed))
+    shapes = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in keys.items()}
+    model, places, _, _ = convert.fit(name, shapes)
+    arrays = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    paths = set(traverse_util.flatten_dict(nnx.to_pure_dict(arrays)))
+    assert {place.path for place in places.values()} == paths and len(places) == len(paths)
+
+
+def test_from_torch_copies_what_it_is_given():
+    arrays = {k: v.astype(np.float32) for k, v in small_dict().items()}
     model = models.from_torch("resnet18", arrays)
-    count = sum(v.size for v in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert count == 11_689_512
+    before = np.array(model.classifier.bias[...])
+    arrays["fc.bias"][:] = 0
+    np.testing.assert_array_equal(model.classifier.bias[...], before)
+
+
+def test_from_torch_reads_the_old_names_of_densenet():
+    config = {"depths": (1, 1), "growth": 4, "stem_width": 8, "num_classes": 2}
+    model = nnx.eval_shape(lambda: models.create("densenet", **config, rngs=nnx.Rngs(0)))
+    arrays = {k: np.full(p.shape, 2.0) for k, p in convert.torch_places(model)[0].items()}
+    new = "features.denseblock2.denselayer1.norm1.weight"
+    old = new.replace("norm1", "norm.1")
+    renamed = {old if k == new else k: v for k, v in arrays.items()}
+    model = models.from_torch("densenet", renamed, depths=(1, 1))
+    assert model.blocks[1][0].norm1.scale[...].tolist() == [2.0] * 6
+    with pytest.raises(ValueError, match="denselayer1.norm1.weight is there twice"):
+        models.from_torch("densenet", {**arrays, old: arrays[new]}, depths=(1, 1))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layer1.0.bn1.bias": None}, "nothing for: stages/0/0/conv1/norm/bias"),
+        ({"layer1.0.bn1.bias": None}, "missing keys: layer1.0.bn1.bias"),
         ({"layer1.2.conv1.weight": np.zeros((4, 4, 3, 3))}, "unexpected keys: layer1.2.conv1"),
-        ({"fc.bias": np.zeros(4)}, r"wrong shapes: fc.bias \(4,\) for classifier/bias \(5,\)"),
+        ({"fc.bias": np.zeros(4)}, r"wrong shapes: fc.bias \(4,\) instead of \(5,\)"),
         ({"conv1.weight": None}, "'conv1.weight' is missing"),
         ({"surprise": np.zeros(1)}, "unexpected keys: surprise"),
+        ({"x.num_batches_tracked": np.zeros(())}, "unexpected keys: x.num_batches_tracked"),
     ],
 )
 def test_from_torch_names_what_does_not_fit(changes, said):
@@ -110,5 +162,5 @@ def test_from_torch_names_what_does_not_fit(changes, said):
 
 
 def test_from_torch_knows_its_models():
-    with pytest.raises(ValueError, match="no torch converter for 'vgg11'.*resnet18"):
-        models.from_torch("vgg11", {})
+    with pytest.raises(ValueError, match="no torch converter for 'simple_cnn'.*resnet18"):
+        models.from_torch("simple_cnn", {})
