@@ -85,13 +85,13 @@ def filled(baseline: float | Array | np.ndarray, x: Array) -> Array:
         ) from None
 
 
-def _classes(f: Function, x: Array, target: Target) -> Array:
+def classes_of(f: Function, x: Array, target: Target) -> Array:
     """Classes (b,); f is only computed where it has to choose them."""
     return chosen(f(x) if target is None else jax.eval_shape(f, x), target)
 
 
-def _selected(logits: Array, classes: Array) -> Array:
-    """Logit (b,) of each sample's class; NaN for an unknown class."""
+def selected(logits: Array, classes: Array) -> Array:
+    """Value (b,) of (b, k) at each sample's class; NaN for an unknown class."""
     hot = _selector(classes, logits)
     return jnp.where(hot == 0, jnp.zeros_like(logits), logits * hot).sum(-1)
 
@@ -152,7 +152,7 @@ def integrated_gradients(
     """
     _at_least("steps", steps, 1)
     x = checked(x)
-    classes = _classes(f, x, target)
+    classes = classes_of(f, x, target)
     start = filled(baseline, x)
 
     def add(total: Array, i: Array) -> tuple[Array, None]:
@@ -179,7 +179,7 @@ def completeness_gap(
     x = checked(x)
     logits = f(x)
     classes = chosen(logits, target)
-    rise = _selected(logits, classes) - _selected(f(filled(baseline, x)), classes)
+    rise = selected(logits, classes) - selected(f(filled(baseline, x)), classes)
     return rise - attribution.sum(tuple(range(1, attribution.ndim)))
 
 
@@ -208,7 +208,7 @@ def smooth_grad(
     _at_least("samples", samples, 1)
     _at_least("noise", noise, 0)
     x = checked(x)
-    classes = _classes(f, x, target)
+    classes = classes_of(f, x, target)
     axes = tuple(range(1, x.ndim))
     sd = noise * (x.max(axes, keepdims=True) - x.min(axes, keepdims=True))
 
@@ -331,7 +331,7 @@ def occlusion(
     axes = [_starts(*axis) for axis in zip(space, sides, strides, strict=True)]
     logits = f(x)
     classes = chosen(logits, target)
-    whole, cover = _selected(logits, classes), filled(baseline, x)
+    whole, cover = selected(logits, classes), filled(baseline, x)
 
     def add(total: Array, start: Array) -> tuple[Array, None]:
         inside = jnp.ones(space, bool)
@@ -339,7 +339,7 @@ def occlusion(
             ahead = jax.lax.broadcasted_iota(jnp.int32, space, a) - start[a]
             inside &= (ahead >= 0) & (ahead < side)
         covered = jnp.where(jnp.broadcast_to(inside[None, ..., None], x.shape), cover, x)
-        fall = (whole - _selected(f(covered), classes)).reshape(-1, *(1,) * len(space))
+        fall = (whole - selected(f(covered), classes)).reshape(-1, *(1,) * len(space))
         return total + jnp.where(inside[None], fall, jnp.zeros_like(fall)), None
 
     starts = np.array(list(itertools.product(*axes)), np.int32)  # (windows, axes)

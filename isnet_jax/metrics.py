@@ -1,4 +1,4 @@
-"""Classification scores from a confusion matrix, and how much of a heatmap lies in the mask."""
+"""Classification scores from a confusion matrix; those of heatmaps are in `isnet_jax.scores`."""
 
 from typing import Literal
 
@@ -106,29 +106,3 @@ def macro_f1(confusion: Int[Array, "k k"], *, absent: Literal["zero", "ignore"] 
     if absent == "ignore":
         f1 = f1[_square(confusion).sum(axis=1) > 0]
     return float(f1.mean()) if f1.size else float("nan")
-
-
-def mass_in_mask(
-    relevance: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"]
-) -> Float[Array, " b"]:
-    """Share of each map's absolute relevance that lies in its mask: (b,) in [0, 1].
-
-    sum(|R| · mask) / sum(|R|) over pixels and channels, the quantity that the ISNet's losses
-    look at. A map that is zero everywhere has no share: nan. Runs under jit and in the
-    relevance's precision.
-
-    Args:
-      relevance: heatmaps.
-      mask: 1 inside, 0 outside, any dtype; values between count in part.
-
-    Raises:
-      ValueError: the mask isn't (b, h, w, 1) for the relevance's b, h, w.
-    """
-    if relevance.ndim != 4 or mask.shape != (*relevance.shape[:3], 1):
-        raise ValueError(
-            f"mass_in_mask: relevance {relevance.shape} and mask {mask.shape}, "
-            "expected (b, h, w, c) and (b, h, w, 1)"
-        )
-    size = jnp.abs(relevance)  # (b, h, w, c)
-    inside = jnp.sum(size * jnp.asarray(mask, size.dtype), axis=(1, 2, 3))
-    return inside / jnp.sum(size, axis=(1, 2, 3))

@@ -13,7 +13,6 @@ from isnet_jax.metrics import (
     accuracy,
     confusion_matrix,
     macro_f1,
-    mass_in_mask,
     precision_recall_f1,
 )
 
@@ -112,31 +111,3 @@ def test_policy_for_an_absent_class() -> None:
     for score in (accuracy, precision_recall_f1, macro_f1):
         with pytest.raises(ValueError, match=r"shape \(2, 3\), expected \(k, k\)"):
             score(np.ones((2, 3)))
-
-
-def test_mass_in_mask_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    relevance = rng.normal(size=(3, 4, 5, 2)).astype(np.float32)
-    mask = rng.integers(0, 2, (3, 4, 5, 1)).astype(np.uint8)
-    mask[1], mask[2] = 0, 1
-    expected = []
-    for b in range(3):
-        inside = total = 0.0
-        for y, x, c in np.ndindex(4, 5, 2):
-            total += abs(float(relevance[b, y, x, c]))
-            inside += abs(float(relevance[b, y, x, c])) * int(mask[b, y, x, 0])
-        expected.append(inside / total)
-    share = jax.jit(mass_in_mask)(relevance, mask)
-    assert share.shape == (3,) and share.dtype == jnp.float32
-    np.testing.assert_allclose(share, expected, rtol=1e-6)
-    assert share[1] == 0 and share[2] == 1
-    tiny = relevance * np.float32(1e-30)
-    np.testing.assert_allclose(mass_in_mask(tiny, mask), share, rtol=1e-5)
-
-
-def test_mass_of_a_zero_map_and_bad_shapes() -> None:
-    share = mass_in_mask(jnp.zeros((2, 3, 3, 1)).at[1, 0, 0].set(1), jnp.ones((2, 3, 3, 1)))
-    assert np.isnan(share[0]) and share[1] == 1
-    for mask in (jnp.ones((2, 3, 3)), jnp.ones((2, 3, 4, 1)), jnp.ones((2, 3, 3, 2))):
-        with pytest.raises(ValueError, match="mass_in_mask: relevance"):
-            mass_in_mask(jnp.ones((2, 3, 3, 2)), mask)
