@@ -1,5 +1,6 @@
 """Layer-wise relevance propagation whose maps can be trained through."""
 
+from isnet_jax.lrp.attach import attach
 from isnet_jax.lrp.composite import (
     INPUT,
     INPUT_RELU,
@@ -64,6 +65,7 @@ __all__ = [
     "TopProbability",
     "WSquare",
     "ZPlus",
+    "attach",
     "create",
     "explain",
     "relevance",

@@ -38,7 +38,17 @@ INPUT_RELU = "@input_relu"
 OUTPUT = "@output_layer"
 """Pattern for the layer that makes the logits: the path in `output_layer`."""
 
-ROLES = {INPUT: "input_layer", INPUT_RELU: "input_relu", OUTPUT: "output_layer"}
+BEFORE_NORM = "@before_norm"
+"""Pattern for layers whose output goes into a norm of its own: the model's regular expression
+`before_norm`, none if it has no such attribute. Such a pair is one linear map: the norm stabilises.
+"""
+
+ROLES = {
+    INPUT: "input_layer",
+    INPUT_RELU: "input_relu",
+    OUTPUT: "output_layer",
+    BEFORE_NORM: "before_norm",
+}
 
 WEIGHTED = ("conv", "dense", "norm")
 """Layer kinds that must be matched by some entry; the others default to `Pass`."""
@@ -142,7 +152,7 @@ class Composite:
             path = getattr(model, attribute, None)
             if path is not None:
                 roles[pattern] = path
-            elif any(entry == pattern for entry, _ in self.entries):
+            elif pattern != BEFORE_NORM and any(p == pattern for p, _ in self.entries):
                 raise ValueError(
                     f"composite {self.name!r} has a rule for {pattern}, but "
                     f"{type(model).__name__} has no attribute {attribute!r}; set it to that "
@@ -154,8 +164,9 @@ class Composite:
         used = {match.pattern for match in found}
         for pattern, _ in self.entries:
             # Kinds and types may be absent from a model; a path that is absent is a slip.
-            path = isinstance(pattern, str) and not pattern.startswith("kind:") and pattern != ".*"
-            if path and pattern not in used:
+            general = (".*", BEFORE_NORM)
+            path = isinstance(pattern, str) and not pattern.startswith("kind:")
+            if path and pattern not in general and pattern not in used:
                 raise ValueError(
                     f"composite {self.name!r}: pattern {pattern!r} matches no layer of "
                     f"{type(model).__name__}; its layers are {[p for p, _ in rule_layers(model)]}"
@@ -192,6 +203,8 @@ def _check_pattern(pattern: str) -> None:
 def _hit(pattern: str | type, path: str, layer: nnx.Module, roles: dict[str, str]) -> bool:
     if isinstance(pattern, type):
         return isinstance(layer, pattern)
+    if pattern == BEFORE_NORM:
+        return BEFORE_NORM in roles and re.fullmatch(roles[BEFORE_NORM], path) is not None
     if pattern.startswith("@"):
         return path == roles.get(pattern)
     if pattern.startswith("kind:"):
@@ -224,7 +237,8 @@ def lrp_epsilon(epsilon: float = 0.01, detach_bias: bool = False) -> Composite:
     """LRP-epsilon at every linear unit, pool and sum (the LRP Block of ISNet, all epsilon)."""
     rule = Epsilon(epsilon, detach_bias)
     kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "add")
-    return Composite(tuple((f"kind:{kind}", rule) for kind in kinds), name="epsilon")
+    entries = ((BEFORE_NORM, Pass()), *((f"kind:{kind}", rule) for kind in kinds))
+    return Composite(entries, name="epsilon")
 
 
 def isnet_epsilon_zb(

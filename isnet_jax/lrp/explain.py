@@ -216,11 +216,13 @@ class Explanation(NamedTuple):
         logits: (b, k).
         conservation_gap: (b,) or (b, k): explained quantity minus the relevance that arrived,
             in units of the logit: what biases and stabilisers absorbed.
+        hidden: path -> relevance at that layer's output, (b, ...) or (b, k, ...).
     """
 
     relevance: Array
     logits: Array
     conservation_gap: Array
+    hidden: dict[str, Array]
 
 
 def explain(
@@ -230,6 +232,7 @@ def explain(
     target: int | str | Array | np.ndarray | None = None,
     composite: str | Composite = "epsilon",
     strategy: str = "loop",
+    hidden: tuple[str, ...] = (),
 ) -> Explanation:
     """LRP heatmaps of a model built from `isnet_jax.lrp.layers`; the model is not changed.
 
@@ -243,6 +246,7 @@ def explain(
             others.
         composite: a `Composite` or a preset's name (see `isnet_jax.lrp.composite.PRESETS`).
         strategy: "loop" or "vmap" for ``target="each"``.
+        hidden: slash paths of layers whose output's relevance is wanted too.
 
     Raises:
         ValueError: bad x, unknown target or composite, a class outside the logits, an unmatched
@@ -264,7 +268,14 @@ def explain(
     twin.eval()
     graphdef, state = nnx.split(twin)
     maps = _explain(
-        graphdef, nnx.to_pure_dict(state), x, classes, start, composite.terminal(model), strategy
+        graphdef,
+        nnx.to_pure_dict(state),
+        x,
+        classes,
+        start,
+        composite.terminal(model),
+        strategy,
+        tuple(hidden),
     )
     count = maps.logits.shape[-1]
     if classes is not None and not bool(((classes >= 0) & (classes < count)).all()):
@@ -272,16 +283,24 @@ def explain(
     arrived = maps.relevance.sum(tuple(range(2, maps.relevance.ndim)))
     gap = maps.quantities - arrived
     if isinstance(start, EachLogit):
-        return Explanation(maps.relevance, maps.logits, gap)
-    return Explanation(maps.relevance[:, 0], maps.logits, gap[:, 0])
+        return Explanation(maps.relevance, maps.logits, gap, maps.hidden)
+    first = {path: inner[:, 0] for path, inner in maps.hidden.items()}
+    return Explanation(maps.relevance[:, 0], maps.logits, gap[:, 0], first)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _explain(graphdef, state, x, classes, start, terminal, strategy):
-    def f(x):
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _explain(graphdef, state, x, classes, start, terminal, strategy, hidden):
+    def plain(x):
         return nnx.merge(graphdef, state)(x), None
 
-    return relevance(f, x, start, terminal=terminal, classes=classes, strategy=strategy)
+    def tapped(x, zeros):
+        logits, kept = taps.call(nnx.merge(graphdef, state), x, zeros)
+        return logits, (None, kept)
+
+    f = tapped if hidden else plain
+    return relevance(
+        f, x, start, terminal=terminal, classes=classes, strategy=strategy, hidden=hidden
+    )
 
 
 def _target(target, batch: int) -> tuple[Start, Array | None]:

@@ -28,7 +28,8 @@ def _pairs(padding: int | Sequence[int], rank: int) -> tuple[tuple[int, int], ..
     return tuple((side, side) for side in sides)
 
 
-def _sides(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+def sides(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """One number an axis from one for all or one each."""
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
@@ -111,9 +112,9 @@ class Conv(nnx.Conv):
             in_features,
             out_features,
             tuple(kernel_size),
-            strides=_sides(strides, rank),
+            strides=sides(strides, rank),
             padding=_pairs(padding, rank),
-            kernel_dilation=_sides(dilation, rank),
+            kernel_dilation=sides(dilation, rank),
             feature_group_count=groups,
             use_bias=not norm if use_bias is None else use_bias,
             kernel_init=kwargs.pop("kernel_init", nnx.initializers.he_normal()),
@@ -123,15 +124,16 @@ class Conv(nnx.Conv):
         self.norm = BatchNorm(out_features, rngs=rngs) if norm else None
         self.rule: Rule | None = None
 
-    @property
-    def linear(self) -> ops.ConvMap:
-        """The bilinear map of this layer."""
-        return ops.ConvMap(
-            tuple(self.strides),
-            tuple(self.padding),
-            tuple(self.kernel_dilation),
-            self.feature_group_count,
-        )
+    def linear(self, x: Array) -> ops.ConvMap:
+        """The bilinear map of this layer at x (b, *space, in): "SAME" depends on the size."""
+        rank = len(self.kernel_size)
+        strides, dilation = sides(self.strides, rank), sides(self.kernel_dilation, rank)
+        padding = self.padding
+        if isinstance(padding, str):
+            window = [d * (k - 1) + 1 for d, k in zip(dilation, self.kernel_size, strict=True)]
+            padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
+        pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+        return ops.ConvMap(strides, pairs, dilation, self.feature_group_count)
 
     def __call__(self, x: Array) -> Array:
         """Applies the unit to x (b, *space, in)."""
@@ -141,7 +143,7 @@ class Conv(nnx.Conv):
                 f"{self.in_features} channels), got shape {x.shape}"
             )
         bias = None if self.bias is None else self.bias[...]
-        return _linear_unit(self.rule, self.linear, x, self.kernel[...], bias, self.norm)
+        return _linear_unit(self.rule, self.linear(x), x, self.kernel[...], bias, self.norm)
 
 
 class Dense(nnx.Linear):
@@ -255,7 +257,7 @@ class MaxPool(nnx.Module):
         padding: int | Sequence[int] = 0,
     ) -> None:
         self.window = tuple(window)
-        self.strides = self.window if strides is None else _sides(strides, len(self.window))
+        self.strides = self.window if strides is None else sides(strides, len(self.window))
         self.padding = _pairs(padding, len(self.window))
         self.rule: Rule | None = None
 
@@ -278,7 +280,7 @@ class AvgPool(nnx.Module):
         padding: int | Sequence[int] = 0,
     ) -> None:
         window = tuple(window)
-        strides = window if strides is None else _sides(strides, len(window))
+        strides = window if strides is None else sides(strides, len(window))
         self.linear = ops.AveragePoolMap(window, strides, _pairs(padding, len(window)))
         self.rule: Rule | None = None
 

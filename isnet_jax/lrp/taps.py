@@ -6,7 +6,8 @@ exactly the multiplier at that output, so hidden maps cost no convolution more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,9 @@ def call(model: nnx.Module, x: Array, zeros: Mapping[str, Array]) -> tuple[Array
     return logits, kept
 
 
-def zero_outputs(f, x: Array, paths: tuple[str, ...]) -> dict[str, Array]:
+def zero_outputs(
+    f: Callable[..., tuple[Array, Any]], x: Array, paths: tuple[str, ...]
+) -> dict[str, Array]:
     """Zeros of the shapes of the outputs at ``paths``; ``f(x, zeros) -> (.., (.., kept))``."""
     scalars = {path: jnp.zeros((), x.dtype) for path in paths}
     shapes = jax.eval_shape(lambda x: f(x, scalars)[1][1], x)

@@ -16,6 +16,7 @@ class Backbone(nnx.Module):
     Attributes:
         input_layer: path of the layer that reads the image.
         input_relu: path of the ReLU right after it.
+        output_layer: path of the layer that makes the logits.
         before_norm: regular expression over the paths of layers whose output goes straight into a
             BatchNorm that is not folded into them, or None.
         supervised: paths of the layers whose output LRP deep supervision looks at, in the order
@@ -29,6 +30,7 @@ class Backbone(nnx.Module):
 
     input_layer: str
     input_relu: str
+    output_layer: str = "classifier"
     before_norm: str | None = None
     torch_sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     torch_flattened: Mapping[str, tuple[int, ...]] = {}
