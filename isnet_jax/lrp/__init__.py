@@ -22,6 +22,7 @@ from isnet_jax.lrp.explain import (
     explain,
     relevance,
 )
+from isnet_jax.lrp.flex import Finding, Flexed, flex
 from isnet_jax.lrp.rules import (
     CPLRP,
     RULES,
@@ -53,7 +54,9 @@ __all__ = [
     "EachLogit",
     "Epsilon",
     "Explanation",
+    "Finding",
     "Flat",
+    "Flexed",
     "Gamma",
     "Logit",
     "Maps",
@@ -68,6 +71,7 @@ __all__ = [
     "attach",
     "create",
     "explain",
+    "flex",
     "relevance",
     "rule_layers",
 ]
