@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from isnet_jax.models.create import MODELS, create
+from isnet_jax.models.dropout import RandomStream
 
 _LINEAR = {"weight": "kernel", "bias": "bias"}
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
@@ -170,6 +171,6 @@ def _random_streams(name: str, config: Mapping[str, object]) -> dict[Path, jax.A
     @jax.jit  # the compiler drops the parameters that nobody asked for
     def streams():
         model = create(name, **config, rngs=nnx.Rngs(0))
-        return nnx.to_pure_dict(nnx.state(model, nnx.RngState))
+        return nnx.to_pure_dict(nnx.state(model, RandomStream))
 
     return traverse_util.flatten_dict(streams())

@@ -11,6 +11,7 @@ from flax import nnx
 
 from isnet_jax.lrp.layers import AdaptiveAvgPool, Conv, MaxPool, ReLU
 from isnet_jax.models.backbone import Backbone
+from isnet_jax.models.dropout import Dropout
 
 
 class CeilMaxPool(MaxPool):
@@ -82,8 +83,6 @@ class SqueezeNet(Backbone):
         in_channels: int = 3,
         rngs: nnx.Rngs,
     ) -> None:
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}; must lie in [0, 1)")
         self.stem = Conv(in_channels, stem_width, (3, 3), strides=2, rngs=rngs)
         self.relu = ReLU()
         features, stages = stem_width, []
@@ -95,7 +94,7 @@ class SqueezeNet(Backbone):
             stages.append(nnx.List(fires))
         self.pools = nnx.List([CeilMaxPool() for _ in stages])
         self.stages = nnx.List(stages)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.dropout = Dropout(dropout, rngs=rngs)
         self.classifier = Conv(features, num_classes, (1, 1), rngs=rngs)
         self.classifier_relu = ReLU()
         self.average = AdaptiveAvgPool()

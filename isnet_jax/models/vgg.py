@@ -10,6 +10,7 @@ from flax import nnx
 
 from isnet_jax.lrp.layers import AdaptiveAvgPool, Conv, Dense, MaxPool, ReLU
 from isnet_jax.models.backbone import Backbone, unit_names
+from isnet_jax.models.dropout import Dropout
 
 
 class Stage(nnx.Module):
@@ -82,8 +83,6 @@ class VGG(Backbone):
     ) -> None:
         if len(depths) != len(widths):
             raise ValueError(f"VGG has {len(depths)} depths and {len(widths)} widths")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}; must lie in [0, 1)")
         features, stages = in_channels, []
         for depth, width in zip(depths, widths, strict=True):
             stages.append(Stage(features, width, depth, norm, rngs=rngs))
@@ -93,7 +92,7 @@ class VGG(Backbone):
         sizes = (features * pooled**2, hidden)
         self.hidden = nnx.List([Dense(size, hidden, rngs=rngs) for size in sizes])
         self.hidden_relus = nnx.List([ReLU() for _ in sizes])
-        self.dropouts = nnx.List([nnx.Dropout(dropout, rngs=rngs) for _ in sizes])
+        self.dropouts = nnx.List([Dropout(dropout, rngs=rngs) for _ in sizes])
         self.classifier = Dense(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
