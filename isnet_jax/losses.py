@@ -59,7 +59,9 @@ def gwrp(values: Array, decay: float) -> Array:
     weights = np.power(float(decay), np.arange(n)).astype(np.float32).astype(np.float64)
     kept = min(n, math.ceil(math.log(NEGLIGIBLE) / math.log(decay)))
     ranked = jax.lax.top_k(values, kept)[0]
-    return ranked @ jnp.asarray(weights[:kept] / weights.sum(), values.dtype)
+    weights = jnp.asarray(weights[:kept] / weights.sum(), values.dtype)
+    # Not a matmul: accelerators would compute that in TF32 or bfloat16.
+    return (ranked * weights.reshape((1,) * (ranked.ndim - 1) + (-1,))).sum(-1)
 
 
 def resize_mask(mask: Array, space: tuple[int, ...]) -> Array:
@@ -171,7 +173,7 @@ class HeatmapLoss:
         check("right form", self.right, RIGHTS)
         if not 0 <= self.decay <= 1:
             raise ValueError(f"heatmap loss decay must lie in [0, 1], got {self.decay}")
-        if self.scale <= 0 or self.background < 0 or self.foreground < 0:
+        if not (self.scale > 0 and self.background >= 0 and self.foreground >= 0):
             raise ValueError(
                 "heatmap loss needs scale > 0, background >= 0 and foreground >= 0, got "
                 f"{self.scale}, {self.background} and {self.foreground}"

@@ -78,7 +78,8 @@ class MaskedClassifier:
         deep_decay: float = 1.0,
     ) -> None:
         check("method", method, METHODS)
-        if len(cuts) != 2 or not 0 < cuts[0] < cuts[1]:
+        numbers = all(isinstance(cut, int | float) for cut in cuts)
+        if len(cuts) != 2 or not numbers or not 0 < cuts[0] < cuts[1]:
             raise ValueError(f"cuts must be two numbers 0 < C1 < C2, got {tuple(cuts)}")
         if tune_steps < 0:
             raise ValueError(f"tune_steps={tune_steps}; must be 0 (off) or more")
@@ -153,8 +154,10 @@ class MaskedClassifier:
         if self._isnet is None or self._tune_steps == 0:
             return state
         step = jax.jit(partial(self._step, None))
+        # As replicated as the cuts are, so that every host can read all of it.
         total = jax.jit(
-            lambda s, x: isnet.map_totals(self._graphs, s["params"], s["rest"], x, self._isnet)
+            lambda s, x: isnet.map_totals(self._graphs, s["params"], s["rest"], x, self._isnet),
+            out_shardings=state["cuts"].sharding,
         )
         throw_away, totals = state, []
         for i in range(self._tune_steps):
@@ -202,19 +205,19 @@ class MaskedClassifier:
         # One digit of every class before the second of any.
         order = np.argsort(_rank_in_class(data["label"]), kind="stable")[:count]
         image, mask = data["image"][order], data["mask"][order]
-        view = self._graphs.views[0]
-        maps = relevance(
-            isnet.bind(view.infer, state["params"], state["rest"]),
-            jnp.asarray(image),
-            Logit(),
-            terminal=view.terminal,
-        )
-        heatmaps = np.asarray(maps.relevance[:, 0])
+        heatmaps = np.asarray(self._heatmaps(state, image))
         return {
             "image": np.stack([pictures.image_rgb(x) for x in image]),
             "mask": np.stack([pictures.image_rgb(m.astype(np.float32)) for m in mask]),
             "heatmap": np.stack([pictures.heatmap_rgb(r) for r in heatmaps]),
         }
+
+    @partial(jax.jit, static_argnums=0)
+    def _heatmaps(self, state: State, x: Array) -> Array:
+        """Relevance of the predicted class, shape of x."""
+        view = self._graphs.views[0]
+        f = isnet.bind(view.infer, state["params"], state["rest"])
+        return relevance(f, x, Logit(), terminal=view.terminal).relevance[:, 0]
 
     def draw(self, panels: dict[str, np.ndarray], path: str) -> None:
         """Writes panels as one PNG grid, a column a label."""

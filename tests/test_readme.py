@@ -67,3 +67,5 @@ def test_linked_files_exist():
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+        if link.endswith(".png"):
+            assert (ROOT / link).read_bytes().startswith(b"\x89PNG"), link

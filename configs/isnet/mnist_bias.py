@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "method": "selective",  # plain, or a key of isnet_jax.isnet.VARIANTS
             "model": {"name": "simple_cnn", "widths": (16, 32, 64), "norm": True, "pooled": 4},
+            # No z^B: black pixels then have no relevance, the loss looks at the marker alone.
             "composite": {"name": "isnet_flex", "epsilon": 0.01},
             "loss": {
                 "background": 1.0,  # w1

@@ -62,7 +62,11 @@ def mnist_bias(
       ValueError: an argument outside its legal values.
       FileNotFoundError, ModuleNotFoundError: the data are missing; says what to install or where.
     """
-    parts = split(mnist(folder or None), fractions=tuple(fractions), seed=seed)
+    try:
+        fractions = tuple(float(share) for share in fractions)
+    except (TypeError, ValueError):
+        raise ValueError(f"fractions={fractions!r}; must be three numbers") from None
+    parts = split(mnist(folder or None), fractions=fractions, seed=seed)
     plan = {
         TRAIN: ("train", train_mode, strength),
         VAL: ("val", train_mode, strength),
@@ -111,6 +115,13 @@ def npz_folder(*, folder: str, num_classes: int) -> Splits:
     for name, part in arrays.items():
         images, masks, labels = (part[key] for key in ARRAYS)
         check_images_and_masks(images, masks, labels, num_classes, case=files[name].name)
+    expected = arrays[TRAIN]["image"].shape[1:]
+    for name, part in arrays.items():
+        if part["image"].shape[1:] != expected:
+            raise ValueError(
+                f"{files[name].name}: images of shape {part['image'].shape[1:]}, "
+                f"but train.npz has {expected}"
+            )
     test = tuple(name for name in files if name not in (TRAIN, VAL))
     return Splits(arrays, num_classes, test or (VAL,))
 
@@ -126,6 +137,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     for key in ARRAYS:
         if key not in found:
             raise ValueError(f"{path.name}: no array {key!r}; found: {names}")
+        if found[key].dtype.kind not in "buif":
+            dtype = found[key].dtype
+            raise ValueError(f"{path.name}: array {key!r} has dtype {dtype}, expected numbers")
     image, mask, label = (found[key] for key in ARRAYS)
     if image.dtype == np.uint8:
         image = image.astype(np.float32) / 255

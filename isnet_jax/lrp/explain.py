@@ -20,6 +20,7 @@ from flax import nnx
 from isnet_jax.legal import check
 from isnet_jax.lrp import taps
 from isnet_jax.lrp.composite import Composite, create
+from isnet_jax.lrp.rules import ZB
 
 Array = jax.Array
 
@@ -236,7 +237,8 @@ def explain(
 ) -> Explanation:
     """LRP heatmaps of a model built from `isnet_jax.lrp.layers`; the model is not changed.
 
-    BatchNorms use their running averages.
+    BatchNorms use their running averages. Eager: it checks values; `relevance` is the form for
+    inside jit.
 
     Args:
         model: maps x to logits (b, k).
@@ -263,6 +265,7 @@ def explain(
         )
     if not bool(jnp.isfinite(x).all()):
         raise ValueError("x has non-finite values (NaN or infinity)")
+    _check_box(composite, model, x)
     start, classes = _target(target, x.shape[0])
     twin = composite.view(model)
     twin.eval()
@@ -286,6 +289,19 @@ def explain(
         return Explanation(maps.relevance, maps.logits, gap, maps.hidden)
     first = {path: inner[:, 0] for path, inner in maps.hidden.items()}
     return Explanation(maps.relevance[:, 0], maps.logits, gap[:, 0], first)
+
+
+def _check_box(composite: Composite, model: nnx.Module, x: Array) -> None:
+    """Raises ValueError for inputs outside the box of a z^B rule, whose maps mean nothing."""
+    for match in composite.matches(model):
+        if isinstance(match.rule, ZB):
+            low, high = (np.asarray(bound, x.dtype) for bound in (match.rule.low, match.rule.high))
+            values = np.asarray(x)
+            if (values < low).any() or (values > high).any():
+                raise ValueError(
+                    f"x lies in [{values.min():g}, {values.max():g}], outside the box "
+                    f"[{match.rule.low}, {match.rule.high}] of the z^B rule at {match.path!r}"
+                )
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))

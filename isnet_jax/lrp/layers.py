@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,9 @@ from isnet_jax.lrp import ops
 from isnet_jax.lrp.rules import Epsilon, Norm, Pass, Rule, along_channels
 
 Array = jax.Array
+
+_he_normal = nnx.initializers.he_normal()
+_lecun_normal = nnx.initializers.lecun_normal()
 
 
 def _pairs(padding: int | Sequence[int], rank: int) -> tuple[tuple[int, int], ...]:
@@ -44,10 +46,28 @@ class BatchNorm(nnx.BatchNorm):
 
     kind = "norm"
 
+    # Only what is honoured here is accepted: flax's own layers have options that the code below
+    # would silently ignore (masks, axis names, other dtypes, "SAME").
     def __init__(
-        self, features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **kwargs: Any
+        self,
+        features: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(features, momentum=momentum, rngs=rngs, **kwargs)
+        super().__init__(
+            features,
+            momentum=momentum,
+            epsilon=epsilon,
+            use_bias=use_bias,
+            use_scale=use_scale,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.rule: Rule | None = None
         self.statistics: str = "detach"
 
@@ -60,8 +80,11 @@ class BatchNorm(nnx.BatchNorm):
             mean = u.mean(axes)
             var = jnp.square(u - along_channels(mean, u.ndim)).mean(axes)
             keep = self.momentum
-            self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
-            self.var[...] = keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(var)
+            # set_value, not [...] =: that asks a tracer for its sharding, which costs seconds of
+            # tracing in a deep net.
+            frozen = jax.lax.stop_gradient((mean, var))
+            self.mean.set_value(keep * self.mean[...] + (1 - keep) * frozen[0])
+            self.var.set_value(keep * self.var[...] + (1 - keep) * frozen[1])
             if in_map and self.statistics == "detach":
                 mean, var = ops.constant_in_map(mean), ops.constant_in_map(var)
         inverse = jax.lax.rsqrt(var + self.epsilon)
@@ -87,6 +110,8 @@ class Conv(nnx.Conv):
         groups: feature groups.
         use_bias: own bias; default: only without a norm.
         norm: followed by a `BatchNorm`, as one unit.
+        kernel_init: of the kernel.
+        param_dtype: of kernel and bias.
         rngs: initialisation.
     """
 
@@ -104,8 +129,9 @@ class Conv(nnx.Conv):
         groups: int = 1,
         use_bias: bool | None = None,
         norm: bool = False,
+        kernel_init: nnx.Initializer = _he_normal,
+        param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
-        **kwargs: Any,
     ) -> None:
         rank = len(kernel_size)
         super().__init__(
@@ -117,9 +143,9 @@ class Conv(nnx.Conv):
             kernel_dilation=sides(dilation, rank),
             feature_group_count=groups,
             use_bias=not norm if use_bias is None else use_bias,
-            kernel_init=kwargs.pop("kernel_init", nnx.initializers.he_normal()),
+            kernel_init=kernel_init,
+            param_dtype=param_dtype,
             rngs=rngs,
-            **kwargs,
         )
         self.norm = BatchNorm(out_features, rngs=rngs) if norm else None
         self.rule: Rule | None = None
@@ -152,9 +178,23 @@ class Dense(nnx.Linear):
     kind = "dense"
 
     def __init__(
-        self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **kwargs: Any
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        kernel_init: nnx.Initializer = _lecun_normal,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(in_features, out_features, rngs=rngs, **kwargs)
+        super().__init__(
+            in_features,
+            out_features,
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.rule: Rule | None = None
 
     def __call__(self, x: Array) -> Array:

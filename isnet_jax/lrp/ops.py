@@ -219,7 +219,9 @@ class AdaptivePoolMap:
     def __call__(self, x: Array, w: Array) -> Array:
         """Returns x (b, *space, c) as (b, *size, c)."""
         for axis, weights in self._weights(x):
-            x = jnp.moveaxis(jnp.tensordot(x, weights, ((axis,), (1,))), -1, axis)
+            # Averages want full precision: accelerators' default is TF32 or bfloat16.
+            pooled = jnp.tensordot(x, weights, ((axis,), (1,)), precision=lax.Precision.HIGHEST)
+            x = jnp.moveaxis(pooled, -1, axis)
         return x * w
 
     def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:

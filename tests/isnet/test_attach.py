@@ -110,3 +110,18 @@ def test_hidden_relevance_is_activation_times_gradient():
     assert kernel.shape == (4, 3) and jnp.isfinite(last).all()
     with pytest.raises(ValueError, match="no layer at path 'relus/9'"):
         lrp.explain(net, x, hidden=("relus/9",))
+
+
+def test_inputs_outside_the_box_have_no_map():
+    net = models.create("simple_cnn", num_classes=3, widths=(2, 2), pooled=1, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ValueError, match=r"x lies in \[-3, 1\], outside the box \[0.0, 1.0\].*blocks/0"
+    ):
+        lrp.explain(net, jnp.ones((1, 8, 8, 1)).at[0, 0, 0, 0].set(-3.0), composite="isnet_flex_zb")
+
+
+def test_layers_take_no_option_that_they_would_ignore():
+    from isnet_jax.lrp.layers import Conv
+
+    with pytest.raises(TypeError, match="mask"):
+        Conv(1, 1, (3, 3), mask=jnp.zeros((3, 3, 1, 1)), rngs=nnx.Rngs(0))

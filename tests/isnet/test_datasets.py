@@ -81,3 +81,12 @@ def test_what_is_missing_is_named(folder, tmp_path):
         data.load("npz_folder", foldr="x", num_classes=3)
     with pytest.raises(ValueError, match="needs the option 'num_classes'"):
         data.load("npz_folder", folder="x")
+
+
+def test_splits_must_have_one_image_shape(folder):
+    np.savez(folder / "elsewhere.npz", **arrays(side=9))
+    with pytest.raises(ValueError, match=r"^elsewhere.npz: images of shape \(9, 9, 3\), but train"):
+        data.load("npz_folder", folder=str(folder), num_classes=3)
+    np.savez(folder / "train.npz", **arrays(image=np.zeros((6, 8, 8, 3), complex)))
+    with pytest.raises(ValueError, match="^train.npz: array 'image' has dtype complex128"):
+        data.load("npz_folder", folder=str(folder), num_classes=3)

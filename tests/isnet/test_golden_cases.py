@@ -198,25 +198,38 @@ def test_case_a_block_losses_and_gradients(case_a):
     check_gradients(case, "block/e_multiple", "block_script", grads)
 
 
-def test_case_b_losses_and_gradients(case_b):
+def path_of(name):
+    """Our parameter for a torchvision name of a ResNet-18, as the converter maps it."""
+    model = models.create("resnet18", num_classes=4, rngs=nnx.Rngs(0))
+    layer, _, field = name.rpartition(".")
+    path = model.torch_names()[layer]
+    norm = path.endswith("norm")
+    field = {"weight": "scale" if norm else "kernel", "bias": "bias"}[field]
+    return [int(part) if part.isdigit() else part for part in (*path.split("/"), field)]
+
+
+@pytest.mark.parametrize(
+    ("key", "start", "composite", "setting"),
+    [
+        ("flex/selective_argmin", LEAST, FLEX, "flex_script"),
+        ("flex/selective_argmin", LEAST, FLEX, "flex_class"),
+        ("flex/logits", EACH, FLEX, "flex_script"),
+    ],
+)
+def test_case_b_losses_and_gradients(case_b, key, start, composite, setting):
     case, model = case_b
-    method = isnet.ISNet(LEAST, FLEX, SETTINGS["flex_script"])
+    method = isnet.ISNet(start, composite, SETTINGS[setting])
     (value, terms), grads = gradients(model, case, method, training=False)
-    check_loss(case, "flex/selective_argmin", "flex_script", value, terms)
-    norms = dict(
-        zip(case["param_names"], case["flex/selective_argmin/gradnorms/flex_script"], strict=True)
-    )
-    ours = {
-        "conv1.weight": grads["stem"]["kernel"],
-        "bn1.weight": grads["stem"]["norm"]["scale"],
-        "layer1.0.conv1.weight": grads["stages"][0][0]["conv1"]["kernel"],
-        "layer2.0.downsample.0.weight": grads["stages"][1][0]["shortcut"]["kernel"],
-        "layer3.1.bn2.bias": grads["stages"][2][1]["conv2"]["norm"]["bias"],
-        "layer4.1.conv2.weight": grads["stages"][3][1]["conv2"]["kernel"],
-        "fc.weight": grads["classifier"]["kernel"],
-    }
-    for name, grad in ours.items():
-        np.testing.assert_allclose(np.linalg.norm(grad), norms[name], rtol=1e-7, err_msg=name)
+    check_loss(case, key, setting, value, terms)
+    prefix = f"{key}/grad/{setting}/"
+    stored = {k.removeprefix(prefix): v for k, v in case.items() if k.startswith(prefix)}
+    assert len(stored) >= 4
+    for name, array in stored.items():
+        ours = functools.reduce(lambda tree, step: tree[step], path_of(name), grads)
+        assert error(ours, to_ours(array)) < 1e-7, name
+    for name, norm in zip(case["param_names"], case[f"{key}/gradnorms/{setting}"], strict=True):
+        ours = functools.reduce(lambda tree, step: tree[step], path_of(name), grads)
+        np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-7, err_msg=name)
 
 
 # ---------------------------------------------------------------- BatchNorm in training mode

@@ -127,6 +127,8 @@ def test_panels_and_their_picture(task, tmp_path):
         ({"weight": 1.5}, "weight P.*1.5"),
         ({"strategy": "scan"}, "'scan'.*loop.*vmap"),
         ({"cuts": (5.0, 1.0)}, "cuts"),
+        ({"cuts": ("a", "b")}, "cuts must be two numbers"),
+        ({"loss": {"scale": float("nan")}}, "scale > 0"),
         ({"tune_steps": -1}, "tune_steps"),
     ],
 )
