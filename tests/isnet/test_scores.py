@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
-from isnet_jax import attribution, scores
+from isnet_jax import attribution, lrp, scores
+from isnet_jax.models.simple_cnn import SimpleCNN
 from touchstone_jax.metrics import dice
 
 NAN = float("nan")
@@ -375,16 +377,46 @@ def test_randomisation_does_what_it_says_to_the_arrays() -> None:
 
 def test_randomisation_of_absolute_and_constant_maps() -> None:
     x = np.random.default_rng(3).normal(size=(2, 3, 3, 4)).astype(np.float32)
-    flip = lambda p, x: jnp.where(p["w"][0] > 0, x, -x)  # noqa: E731
     params = {"w": jnp.array([1.0, -1.0])}
-    keys = [k for k in jax.random.split(jax.random.key(0), 8)
-            if jax.random.permutation(jax.random.split(k, 1)[0], params["w"])[0] < 0]  # fmt: skip
-    run = partial(scores.parameter_randomisation, flip, params, x, rng=keys[0])
-    np.testing.assert_allclose(run(), -1, rtol=1e-6)
-    np.testing.assert_allclose(run(absolute=True), 1, rtol=1e-6)
-    run = partial(run.func, lambda p, x: jnp.ones_like(x) * p["w"][0], params, x, rng=keys[0])
-    assert np.isnan(run()).all()
-    np.testing.assert_array_equal(run(constant_map=0.0), 0)
+    flip = lambda p, x: jnp.where(p["w"][0] > 0, x, -x)  # noqa: E731
+    flat = lambda p, x: jnp.ones_like(x) * p["w"][0]  # noqa: E731
+
+    @jax.jit
+    @jax.vmap
+    def run(key: jax.Array) -> list[jax.Array]:
+        one = partial(scores.parameter_randomisation, params=params, x=x, rng=key)
+        return [one(flip), one(flip, absolute=True), one(flat), one(flat, constant_map=0.0)]
+
+    signed, absolute, constant, stated = run(jax.random.split(jax.random.key(0), 8))
+    # A shuffle of two weights either keeps them or turns the map over.
+    np.testing.assert_allclose(np.unique(signed.round(5)), [-1, 1])
+    np.testing.assert_allclose(absolute, 1, rtol=1e-6)
+    assert np.isnan(constant).all()
+    np.testing.assert_array_equal(stated, 0)
+
+
+def test_lrp_maps_of_a_network_are_traced_through() -> None:
+    model = SimpleCNN(
+        num_classes=3, in_channels=2, widths=(3,), pooled=2, norm=False, rngs=nnx.Rngs(0)
+    )
+    composite = lrp.create("epsilon")
+    view = composite.view(model)
+    view.eval()
+    graphdef, state = nnx.split(view)
+    terminal = composite.terminal(model)
+
+    def maps(state: dict, x: jax.Array) -> jax.Array:
+        f = lambda x: (nnx.merge(graphdef, state)(x), None)  # noqa: E731
+        return lrp.relevance(f, x, lrp.Logit(), terminal=terminal).relevance[:, 0]
+
+    @jax.jit
+    def kept(state: dict, x: jax.Array, key: jax.Array) -> jax.Array:
+        layers = ("classifier", "blocks/0")
+        return scores.parameter_randomisation(maps, state, x, rng=key, layers=layers)
+
+    x = RNG.normal(size=(2, 6, 6, 2)).astype(np.float32)
+    correlation = kept(nnx.to_pure_dict(state), x, jax.random.key(1, impl="rbg"))
+    assert correlation.shape == (2, 2) and (correlation < 0.9).all()
 
 
 @pytest.mark.parametrize(
