@@ -112,17 +112,19 @@ class Attention(nnx.Module):
         if features % heads:
             raise ValueError(f"attention: {features} features are no multiple of {heads} heads")
         self.heads = heads
-        self.query, self.key, self.value, self.out = (
-            Dense(features, features, rngs=rngs) for _ in range(4)
-        )
+        self.qkv = Dense(features, 3 * features, rngs=rngs)
+        self.out = Dense(features, features, rngs=rngs)
         self.rule: Rule | None = None
 
     def __call__(self, x: Array) -> Array:
         """Attends x (b, t, c) to itself."""
         batch, tokens, features = x.shape
-        shape = (batch, tokens, self.heads, features // self.heads)
-        q, k, v = (layer(x).reshape(shape) for layer in (self.query, self.key, self.value))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(shape[-1])
+        width = features // self.heads
+        q, k, v = (
+            part.reshape(batch, tokens, self.heads, width)
+            for part in jnp.split(self.qkv(x), 3, axis=-1)
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(width)
         if isinstance(self.rule, AttnLRP):
             scores = ops.halve_in_map(scores)
         weights = jax.nn.softmax(scores, axis=-1)

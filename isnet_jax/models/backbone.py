@@ -41,6 +41,10 @@ class Backbone(nnx.Module):
         """See the class."""
         return ()
 
+    def torch_arrays(self) -> dict[str, str]:
+        """Torchvision key -> path of a parameter that we keep in torch's own layout."""
+        return {}
+
     def torch_names(self) -> dict[str, str]:
         """Torchvision module name -> path of our layer with the same arrays."""
         return {}

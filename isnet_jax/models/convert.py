@@ -26,11 +26,19 @@ Path = tuple[Any, ...]
 
 
 class Place(NamedTuple):
-    """Where an array of a state dict goes: its shape there, path here, grid that it flattens."""
+    """Where an array of a state dict goes.
+
+    Attributes:
+        shape: there.
+        path: here.
+        grid: sides of the grid that a `Dense` kernel flattens, or None.
+        kept: it stays in torch's layout.
+    """
 
     shape: tuple[int, ...]
     path: Path
     grid: tuple[int, ...] | None
+    kept: bool = False
 
 
 class Fit(NamedTuple):
@@ -65,7 +73,8 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
     graphdef, state = nnx.split(found.model)
     values = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     for key, place in found.places.items():
-        value = _ours(np.asarray(found.arrays[key]), place.grid)
+        value = np.asarray(found.arrays[key])
+        value = value if place.kept else _ours(value, place.grid)
         # A copy: on a CPU jax may otherwise keep using the caller's memory.
         values[place.path] = jnp.array(value, values[place.path].dtype, copy=True)
     if len(values) > len(found.places):
@@ -117,17 +126,19 @@ def torch_places(model: nnx.Module) -> tuple[dict[str, Place], set[str]]:
     places, counters = {}, set()
     for theirs, ours in model.torch_names().items():
         path, module = modules[ours]
-        is_norm = isinstance(module, nnx.BatchNorm)
-        if is_norm:
+        is_norm = isinstance(module, nnx.BatchNorm | nnx.LayerNorm)
+        if isinstance(module, nnx.BatchNorm):
             counters.add(f"{theirs}.{_COUNTER}")
         for field, attribute in (_NORM if is_norm else _LINEAR).items():
-            variable = getattr(module, attribute)
+            variable = getattr(module, attribute, None)
             if variable is None:
                 continue
             *rest, out = variable.shape
             shape = (out, *rest[-1:], *rest[:-1])
             grid = model.torch_flattened.get(ours) if attribute == "kernel" else None
             places[f"{theirs}.{field}"] = Place(shape, (*path, attribute), grid)
+    for theirs, ours in model.torch_arrays().items():
+        places[theirs] = Place(getattr(model, ours).shape, (ours,), None, kept=True)
     return places, counters
 
 

@@ -13,6 +13,7 @@ from isnet_jax.models.resnet import ResNet
 from isnet_jax.models.simple_cnn import SimpleCNN
 from isnet_jax.models.squeezenet import SqueezeNet
 from isnet_jax.models.vgg import VGG
+from isnet_jax.models.vit import ViT
 
 _VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
@@ -32,6 +33,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     **{name: partial(VGG, depths=depths, norm=False) for name, depths in _VGG.items()},
     **{f"{name}_bn": partial(VGG, depths=depths, norm=True) for name, depths in _VGG.items()},
     "squeezenet1_1": SqueezeNet,
+    "vit": ViT,
+    "vit_b_16": partial(ViT, depth=12, heads=12),
 }
 
 

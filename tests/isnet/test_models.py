@@ -61,6 +61,7 @@ COUNTS = {
     "vgg16_bn": 138_365_992,
     "vgg19_bn": 143_678_248,
     "squeezenet1_1": 1_235_496,
+    "vit_b_16": 86_567_656,
 }
 
 
@@ -76,7 +77,7 @@ def test_models_have_as_many_parameters_as_torchvisions(name):
 
 
 def test_every_model_is_counted():
-    assert set(models.MODELS) - set(COUNTS) == {"simple_cnn", "resnet", "densenet", "vgg"}
+    assert set(models.MODELS) - set(COUNTS) == {"simple_cnn", "resnet", "densenet", "vgg", "vit"}
 
 
 def test_create_says_what_is_wrong():

@@ -121,7 +121,7 @@ def attention_by_hand(layer, x, m, preset):
     """Input multiplier of the attention core by explicit Jacobians (Achtibat et al. 2024)."""
     heads, features = layer.heads, x.shape[-1]
     shape = (*x.shape[:2], heads, features // heads)
-    q, k, v = (g(x).reshape(shape) for g in (layer.query, layer.key, layer.value))
+    q, k, v = (part.reshape(shape) for part in jnp.split(layer.qkv(x), 3, axis=-1))
 
     def core(a, v):
         return layer.out(jnp.einsum("bqkh,bkhd->bqhd", a, v).reshape(x.shape))
@@ -138,10 +138,10 @@ def attention_by_hand(layer, x, m, preset):
         m_s = jnp.einsum("bqkh,bqklh->bqlh", m_a, jacobian)
         m_q = 0.5 * jnp.einsum("bqkh,bkhd->bqhd", m_s, k) / np.sqrt(shape[-1])
         m_k = 0.5 * jnp.einsum("bqkh,bqhd->bkhd", m_s, q) / np.sqrt(shape[-1])
-    layers = (layer.query, layer.key, layer.value)
+    kernels = jnp.split(layer.qkv.kernel[...], 3, axis=-1)
     return sum(
-        part.reshape(x.shape) @ g.kernel[...].T
-        for part, g in zip((m_q, m_k, m_v), layers, strict=True)
+        part.reshape(x.shape) @ kernel.T
+        for part, kernel in zip((m_q, m_k, m_v), kernels, strict=True)
     )
 
 
