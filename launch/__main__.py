@@ -24,7 +24,8 @@ verbs:
   list      list the cards below a folder (default: configs)
 
 --config FILE.py[:ARGUMENT] names the card; --config.KEY=VALUE changes one of its values, e.g.
---config.optimizer.learning_rate=0.01, --config.seeds=5, --config.runs.NAME.KEY=VALUE.
+--config.optimizer.learning_rate=0.01, --config.seeds=5. It holds for all runs, so it is refused
+where a run sets that key itself: --config.runs.NAME.KEY=VALUE changes one run alone.
 """
 
 
@@ -83,7 +84,7 @@ def _leaves(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> li
 def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     leaves, workdir = _leaves(options, overrides), Path(options.workdir)
     for leaf in leaves:
-        refuse_changes(leaf, options.force)
+        refuse_changes(leaf, resume=True, force=options.force)
     if finished(workdir, leaves):
         print(f"finished: every run in {workdir} is at its last step; nothing to do")
         print((workdir / "table.md").read_text(encoding="utf-8"), end="")
@@ -95,6 +96,8 @@ def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
 
 def _evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     leaves = _leaves(options, overrides)
+    for leaf in leaves:
+        refuse_changes(leaf)
     from launch import verbs
 
     return verbs.evaluate(leaves, Path(options.workdir))
@@ -102,6 +105,8 @@ def _evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> 
 
 def _explain(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     leaves = _leaves(options, overrides)
+    for leaf in leaves:
+        refuse_changes(leaf)
     from launch import verbs
 
     return verbs.explain(leaves, Path(options.workdir), count=options.count, split=options.split)

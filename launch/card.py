@@ -115,42 +115,101 @@ def parse(text: str, current: Any, key: str, *, optional: bool = False) -> Any:
 
 
 def override(values: dict[str, Any], key: str, text: str) -> None:
-    """Set the dotted `key` of the nested `values` in place.
+    """Set the dotted `key` of the nested `values` in place; runs.NAME.KEY is `KEY` of one run.
 
     Raises:
-        SetupError: the key is not in the card, or the text is of another type than the card's.
+        SetupError: the key is not in the card, the text is of another type than the card's, or
+            runs set the key themselves, so that the change would have no effect on them.
     """
+    top, _, below = key.partition(".")
+    run, _, inner = below.partition(".")
+    changes = values["runs"].get(run) if top == "runs" and inner else None
+    if isinstance(changes, dict):  # a run may be given any key that the card has
+        merged = merge({k: v for k, v in values.items() if k != "runs"}, changes, f"runs.{run}")
+        node, name = _find(merged, inner, f"config.runs.{run}")
+        _put(changes, inner, parse(text, node[name], key, optional=inner.startswith("task.")))
+        return
+    node, name = _find(values, key, "config")
+    setting = [run for run, changes in values["runs"].items() if _touches(changes, key)]
+    if setting and top != "runs":
+        names = ", ".join(map(repr, setting))
+        ways = ", ".join(f"--config.runs.{run}.{key}={text}" for run in setting)
+        raise SetupError(
+            f"--config.{key} does not reach run {names}, which sets it itself: write {ways}, or "
+            "name another run after the card's colon (FILE.py:ARGUMENT)"
+        )
+    node[name] = parse(text, node[name], key, optional=top == "task")
+
+
+def _find(values: dict[str, Any], key: str, prefix: str) -> tuple[dict[str, Any], str]:
+    """(the dict that holds the last name of the dotted key, that name)."""
     *parents, name = key.split(".")
     node: Any = values
     for parent in parents:
         node = node.get(parent) if isinstance(node, Mapping) else None
     if not isinstance(node, dict) or name not in node:
-        raise unknown_key(f"config.{key}", list(_dotted(values, "config")))
-    node[name] = parse(text, node[name], key, optional=parents[:1] == ["task"])
+        raise unknown_key(f"{prefix}.{key}", list(_dotted(values, prefix)))
+    return node, name
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, name = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[name] = value
+
+
+def _touches(changes: Any, key: str) -> bool:
+    """Whether a run's changes set the key, something below it or the whole that it is part of."""
+    for name in key.split("."):
+        if not isinstance(changes, Mapping):
+            return True
+        if name not in changes:
+            return False
+        changes = changes[name]
+    return True
+
+
+def _nested(changes: Any) -> Any:
+    """A run's changes with "a.b": 1 written as "a": {"b": 1}."""
+    if not isinstance(changes, Mapping):
+        return changes
+    made: dict[str, Any] = {}
+    for name, value in changes.items():
+        head, _, rest = str(name).partition(".")
+        value = _nested({rest: value} if rest else value)
+        both = isinstance(made.get(head), dict) and isinstance(value, dict)
+        made[head] = _joined(made[head], value) if both else value
+    return made
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    made = dict(first)
+    for name, value in second.items():
+        both = isinstance(made.get(name), dict) and isinstance(value, dict)
+        made[name] = _joined(made[name], value) if both else value
+    return made
 
 
 def merge(values: Mapping, changes: Mapping, where: str, prefix: str = "") -> dict[str, Any]:
-    """`values` with the (nested or dotted) `changes` of a run; every key must be in the card.
+    """`values` with the nested `changes` of a run; every key must be in the card.
 
     Raises:
         SetupError: a key that the card does not have, or a value of another type.
     """
     merged = dict(values)
     for name, value in changes.items():
-        head, _, rest = name.partition(".")
-        key = prefix + head
-        if head not in merged:
-            raise unknown_key(
-                f"config.{where}.{key}",
-                [f"config.{where}.{k.lstrip('.')}" for k in _dotted(values, prefix[:-1])],
-            )
-        value, old = ({rest: value} if rest else value), merged[head]
+        key = prefix + name
+        if name not in merged:
+            legal = _dotted(values, f"config.{where}.{prefix}"[:-1])
+            raise unknown_key(f"config.{where}.{key}", list(legal))
+        old = merged[name]
         if isinstance(old, Mapping) and old and isinstance(value, Mapping):
-            merged[head] = merge(old, value, where, key + ".")
+            merged[name] = merge(old, value, where, key + ".")
         elif isinstance(old, bool | int | float | str) and value is not None:
-            merged[head] = fit(value, type(old), f"{where}.{key}")
+            merged[name] = fit(value, type(old), f"{where}.{key}")
         else:
-            merged[head] = value
+            merged[name] = value
     return merged
 
 
@@ -172,6 +231,10 @@ def resolve(card: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) 
     for name, value in card.items():
         both = isinstance(values.get(name), dict) and isinstance(value, Mapping)
         values[name] = values[name] | dict(value) if both else value
+    if isinstance(values["runs"], Mapping):
+        values["runs"] = {name: _nested(changes) for name, changes in values["runs"].items()}
+    else:
+        raise SetupError(f"config.runs = {values['runs']!r} must be a mapping of names to changes")
     for key, text in overrides:
         override(values, key, text)
     build(values)

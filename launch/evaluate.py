@@ -16,7 +16,7 @@ from launch.checkpoint import load
 from launch.experiment import SetupError, State, Task
 from launch.stream import feeder
 from launch.train import abstract_state
-from launch.workdir import results, write_json
+from launch.workdir import results, trained, write_json
 
 
 def chosen(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> tuple[State, int]:
@@ -39,7 +39,8 @@ def evaluate(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> dict[str, float
             found[f"{split}/{name}"] = float(value)
     told = {k: v if math.isfinite(v) else None for k, v in found.items()}
     if jax.process_index() == 0:
-        result = {"steps": leaf.experiment.steps, "checkpoint": step, "metrics": told}
+        # What has been done, not what the card asks for: an interrupted run must not look finished.
+        result = {"steps": trained(leaf.folder), "checkpoint": step, "metrics": told}
         write_json(leaf.folder / "results.json", result)
     return found
 
@@ -47,11 +48,14 @@ def evaluate(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> dict[str, float
 # ------------------------------------------------------------------------- the table
 
 
-def tabulate(leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """A row a run: mean and sample standard deviation over those seeds that have results."""
+def tabulate(leaves: Sequence[Leaf], *, partial: bool = False) -> dict[str, Any]:
+    """A row a run: mean and sample standard deviation over those seeds that have results.
+
+    With `partial` also over seeds that are not at their last step yet.
+    """
     grouped: dict[str, dict[int, dict[str, float | None]]] = {}
     for leaf in leaves:
-        result = results(leaf)
+        result = results(leaf, partial=partial)
         if result is not None:
             grouped.setdefault(leaf.run, {})[leaf.seed] = result["metrics"]
     columns = list(dict.fromkeys(k for s in grouped.values() for m in s.values() for k in m))

@@ -17,7 +17,7 @@ from launch.card import Leaf
 from launch.experiment import SetupError, Task
 from launch.record import check_extras
 from launch.train import train as train_leaf
-from launch.workdir import claim, read_json, results, write_json
+from launch.workdir import claim, complete, results, write_json
 
 COUNT = 6  # items in the grid of heatmaps
 
@@ -38,12 +38,14 @@ def _prepare(leaves: Sequence[Leaf]) -> tuple[dict[str, Task], jax.sharding.Mesh
     return make_tasks(leaves), mesh
 
 
-def show_table(leaves: Sequence[Leaf], workdir: Path, complete: Sequence[str] = ()) -> None:
+def show_table(
+    leaves: Sequence[Leaf], workdir: Path, complete: Sequence[str] = (), *, partial: bool = False
+) -> None:
     """Print the one table and write it to table.json and table.md.
 
     `complete` names the leaves with which `train` had nothing left to do.
     """
-    table = evaluation.tabulate(leaves)
+    table = evaluation.tabulate(leaves, partial=partial)
     text = evaluation.markdown(table)
     if jax.process_index() == 0:
         write_json(workdir / "table.json", table | {"complete": list(complete)})
@@ -110,8 +112,7 @@ def evaluate(leaves: Sequence[Leaf], workdir: Path) -> int:
     tasks, mesh = _prepare(leaves)
     for leaf in leaves:
         evaluation.evaluate(leaf, tasks[leaf.run], mesh)
-    old = read_json(workdir / "table.json") or {"complete": []}
-    show_table(leaves, workdir, old["complete"])
+    show_table(leaves, workdir, complete(workdir), partial=True)
     return 0
 
 

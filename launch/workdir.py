@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,13 @@ from typing import Any
 from launch.card import Leaf
 from launch.experiment import SetupError
 
-# These cannot change what is learnt, so a run may go on with other values.
-FREE = ("mesh.data", "mesh.fsdp", "tensorboard", "checkpoint.keep", "checkpoint.keep_best", "steps")
+# These cannot change what is learnt or scored, so a run may go on with other values.
+FREE = (
+    *("mesh.data", "mesh.fsdp", "tensorboard", "log_every", "eval_batch_size"),
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_best"),
+)
+# The learning rate of a step does not depend on how many steps there are.
+OPEN_ENDED = ("constant", "step")
 
 
 def probe(folder: Path) -> None:
@@ -41,14 +48,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; None if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The value in a JSON file; None if there is no such file, or a damaged one (named, moved)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        print(f"{path} is damaged and was set aside as {aside.name}", file=sys.stderr)
+        return None
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a leaf has something to resume (complete or not)."""
+def trained(folder: Path) -> int:
+    """The step of a leaf's newest complete checkpoint, sound or not; -1 if there is none."""
     place = folder / "checkpoints"
-    return place.is_dir() and any(p.name.isdigit() for p in place.iterdir())
+    found = place.iterdir() if place.is_dir() else ()
+    return max((int(p.name) for p in found if p.name.isdigit()), default=-1)
+
+
+def stored_config(leaf: Leaf) -> dict[str, Any] | None:
+    """The config that the leaf was trained with: its config.json, else its newest checkpoint's."""
+    found = read_json(leaf.folder / "config.json")
+    if isinstance(found, dict):
+        return found
+    meta = leaf.folder / "checkpoints" / str(trained(leaf.folder)) / "meta" / "metadata"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads(meta.read_text(encoding="utf-8"))["config"]
+    return None
 
 
 def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -59,46 +86,70 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changes(old: Mapping, new: Mapping) -> list[str]:
-    """Tell `key: old -> new` for every key that matters and differs; `steps` may grow."""
+def changes(old: Mapping, new: Mapping, *, grow: bool = True) -> list[str]:
+    """Tell `key: old -> new` for every key that matters and differs.
+
+    With `grow`, `steps` may be more than before, where the schedule does not depend on it.
+    """
     before, after, told = _flat(old), _flat(new), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
-        shrunk = key == "steps" and b < a
-        if a != b and (shrunk or key not in FREE):
-            told.append(f"{key}: {a!r} -> {b!r}")
+        if a == b or key in FREE:
+            continue
+        why = ""
+        if key == "steps" and grow and isinstance(a, int) and b > a:
+            if new["optimizer"]["schedule"] in OPEN_ENDED:
+                continue
+            why = f", on which the {new['optimizer']['schedule']} schedule depends"
+        told.append(f"{key}: {a!r} -> {b!r}{why}")
     return told
 
 
-def refuse_changes(leaf: Leaf, force: bool) -> None:
-    """Refuse to resume under another config than the saved state's, unless `force`.
+def refuse_changes(leaf: Leaf, *, resume: bool = False, force: bool = False) -> None:
+    """Refuse to use saved state under another config than its own, unless `force`.
+
+    `resume` is for training on: then `steps` may grow.
 
     Raises:
         SetupError: it names every key that differs.
     """
-    old = read_json(leaf.folder / "config.json")
-    if old is None or not has_checkpoint(leaf.folder):
+    old = stored_config(leaf)
+    if old is None or trained(leaf.folder) < 0 or force:
         return
-    told = changes(old, leaf.config)
-    if told and not force:
+    told = changes(old, leaf.config, grow=resume)
+    if told:
+        way = ", or --force to go on with the new one" if resume else " or the run's own values"
         raise SetupError(
             f"{leaf.folder} was trained with another config ({'; '.join(told)}): "
-            "use another --workdir, or --force to go on with the new one"
+            f"use another --workdir{way}"
         )
-    if told:  # what was evaluated is not what will be
-        (leaf.folder / "results.json").unlink(missing_ok=True)
 
 
 def claim(leaf: Leaf) -> None:
-    """Make the leaf's folder and store its config there."""
+    """Make the leaf's folder and store its config there; drop results of another config."""
+    old = stored_config(leaf)
+    if old is not None and changes(old, leaf.config):
+        (leaf.folder / "results.json").unlink(missing_ok=True)
     leaf.folder.mkdir(parents=True, exist_ok=True)
     write_json(leaf.folder / "config.json", leaf.config)
 
 
-def results(leaf: Leaf) -> dict[str, Any] | None:
-    """The leaf's final evaluation; None if it is not there or belongs to fewer steps."""
+def results(leaf: Leaf, *, partial: bool = False) -> dict[str, Any] | None:
+    """The leaf's evaluation; None if it is not there or (save for `partial`) of fewer steps."""
     found = read_json(leaf.folder / "results.json")
-    return found if found and found["steps"] >= leaf.experiment.steps else None
+    wanted = {"steps": int, "metrics": dict}
+    if not isinstance(found, dict):
+        return None
+    if not all(isinstance(found.get(key), kind) for key, kind in wanted.items()):
+        return None
+    return found if partial or found["steps"] >= leaf.experiment.steps else None
+
+
+def complete(workdir: Path) -> list[str]:
+    """The labels of the leaves with which `train` had nothing left to do."""
+    table = read_json(workdir / "table.json")
+    found = table.get("complete") if isinstance(table, dict) else None
+    return found if isinstance(found, list) else []
 
 
 def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
@@ -106,7 +157,6 @@ def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
 
     `train` marks the table as complete after the pictures, so the mark stands for them too.
     """
-    table = read_json(workdir / "table.json")
     leaves = sorted(leaf.label for leaf in todo)
-    done = table is not None and table["complete"] == leaves
+    done = complete(workdir) == leaves and (workdir / "table.md").is_file()
     return done and all(results(leaf) is not None for leaf in todo)

@@ -19,6 +19,7 @@ def get_config(arg=""):
     config.task = ConfigDict({
         "name": "isnet_jax.tasks:MaskedClassifier",
         "data": {"source": "npz_folder", "folder": "DATA", "num_classes": 2},
+        "method": "selective",
         "model": {"name": "simple_cnn", "widths": (2, 2), "pooled": 1},
         "composite": {"name": "table", "rows": (("@input", "zb"), ("kind:dense", "epsilon"),
                                                 ("kind:conv", "zplus", {"epsilon": 0.1}))},
@@ -71,7 +72,7 @@ WRONG = {
     "a kind": (f"{ROWS}(('.*','zb'),)", "ZB is not defined for layer.*it exists for.*conv.*dense"),
     "a folder": ("--config.task.data.folder=/no/such", "'/no/such' does not exist"),
     "a model": ("--config.task.model.name=simple_cn", "unknown model 'simple_cn'.*simple_cnn"),
-    "a method": ("--config.task.method=x", "config.task.method.*legal here"),
+    "a method": ("--config.task.method=x", "unknown method 'x'.*selective"),
     "a key": ("--config.task.modle.name=x", "'config.task.modle.name'.*config.task.model.name"),
     "a type": ("--config.steps=many", "config.steps.*int"),
 }

@@ -1,5 +1,6 @@
 """Killed at any step and started again, a run ends where it would have ended."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,3 +84,46 @@ def test_another_config_is_refused_until_forced(launch: Callable, tmp_path: Path
     assert launch(tmp_path, "steps=3", "task.noise=0.2", flags=("--force",)) == 0
     assert launch(tmp_path, "steps=3", "task.noise=0.2", "mesh.fsdp=2", "seeds=2") == 0
     assert (tmp_path / "seed1/results.json").is_file()
+
+
+def test_another_config_is_neither_evaluated_nor_explained(
+    launch: Callable, tmp_path: Path, capsys
+) -> None:
+    assert launch(tmp_path, "steps=2") == 0
+    capsys.readouterr()
+    before = {p: p.read_bytes() for p in tmp_path.glob("**/*.json")}
+    for verb in ("evaluate", "explain"):
+        for key, told in (("task.count=16", "task.count: 40 -> 16"), ("steps=3", "steps: 2 -> 3")):
+            assert launch(tmp_path, "steps=2", key, verb=verb) == 2
+            assert told in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in tmp_path.glob("**/*.json")}
+    free = ("eval_batch_size=16", "log_every=7", "mesh.fsdp=2", "checkpoint.keep=9")
+    assert launch(tmp_path, "steps=2", *free, verb="evaluate") == 0
+
+
+def test_an_evaluation_on_the_way_does_not_look_finished(
+    launch: Callable, tmp_path: Path, capsys
+) -> None:
+    assert launch(tmp_path, "steps=4", "task.fail=evaluate") == 1
+    shutil.rmtree(tmp_path / "seed0/checkpoints/4")  # as if it had been killed at step 3
+    config = tmp_path / "seed0/config.json"
+    config.write_text(config.read_text().replace('"fail": "evaluate"', '"fail": ""'))
+    capsys.readouterr()
+    assert launch(tmp_path, "steps=4", verb="evaluate") == 0
+    early = capsys.readouterr().out
+    assert json.loads((tmp_path / "seed0/results.json").read_text())["steps"] == 2
+    assert launch(tmp_path, "steps=4") == 0
+    assert capsys.readouterr().out != early
+    assert json.loads((tmp_path / "seed0/results.json").read_text())["steps"] == 4
+
+
+def test_steps_grow_only_where_the_schedule_ignores_them(
+    launch: Callable, tmp_path: Path, capsys
+) -> None:
+    cosine = "optimizer.schedule=cosine"
+    assert launch(tmp_path, "steps=2", cosine) == 0
+    assert launch(tmp_path, "steps=3", cosine) == 2
+    assert "steps: 2 -> 3, on which the cosine schedule depends" in capsys.readouterr().err
+    assert launch(tmp_path, "steps=3", cosine, flags=("--force",)) == 0
+    step = "optimizer.schedule=step"
+    assert launch(tmp_path / "b", "steps=2", step) == launch(tmp_path / "b", "steps=3", step) == 0
