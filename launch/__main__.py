@@ -43,13 +43,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("verb", choices=VERBS, metavar="{" + ",".join(VERBS) + "}")
-    parser.add_argument("folder", nargs="?", default="configs", help="list: where the cards are")
+    parser.add_argument("folder", nargs="?", help="list: where the cards are")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="the experiment card")
     parser.add_argument("--workdir", help="where everything is written and found again")
     parser.add_argument(
         "--force", action="store_true", help="train: resume although the config has changed"
     )
-    parser.add_argument("--count", type=int, default=6, help="explain: how many items (default 6)")
+    parser.add_argument("--count", type=int, help="explain: how many items (default 6)")
     parser.add_argument("--split", help="explain: of which split (default: the first test split)")
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
@@ -73,7 +73,7 @@ def _overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def _leaves(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> list[card.Leaf]:
     for name in ("config", "workdir"):
-        if getattr(options, name) is None:
+        if not getattr(options, name):
             raise SetupError(f"{options.verb} needs --{name}")
     values = card.resolve(card.read(options.config), overrides)
     leaves = card.leaves(values, Path(options.workdir))
@@ -109,18 +109,45 @@ def _explain(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
         refuse_changes(leaf)
     from launch import verbs
 
-    return verbs.explain(leaves, Path(options.workdir), count=options.count, split=options.split)
+    return verbs.explain(
+        leaves, Path(options.workdir), count=options.count or 6, split=options.split
+    )
 
 
 def _list(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int:
-    folder = Path(options.folder)
-    if not folder.is_dir():
-        raise SetupError(f"no folder {str(folder)!r} to list")
-    for path in sorted(p for p in folder.rglob("*.py") if not p.name.startswith("_")):
-        print(f"{path}: {card.first_line(path)}")
+    folders = [Path(options.folder or "configs")]
+    if not folders[0].is_dir() and options.folder is None:
+        folders = card.installed()
+    if not folders or not folders[0].is_dir():
+        looked = ", ".join(str(Path.cwd() / f) for f in folders or ["configs"])
+        raise SetupError(f"no folder {options.folder or 'configs'!r} to list (looked for {looked})")
+    for path in sorted(p for f in folders for p in f.rglob("*.py") if not p.name.startswith("_")):
+        told = card.summary(path)
+        if told is not None:
+            print(f"{path}: {told}")
     return 0
 
 
+def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> None:
+    """Every option belongs to some verbs only; elsewhere it would be ignored silently."""
+    for name, verbs in BELONGS.items():
+        if options.verb not in verbs and getattr(options, name) not in (None, False):
+            what = f"folder {options.folder!r}" if name == "folder" else f"--{name}"
+            raise SetupError(f"{options.verb} takes no {what}; it is for {', '.join(verbs)}")
+    if overrides and options.verb == "list":
+        raise SetupError(f"list takes no --config.{overrides[0][0]}")
+    if options.count is not None and options.count < 1:
+        raise SetupError(f"--count {options.count} must be at least 1")
+
+
+BELONGS = {
+    "folder": ("list",),
+    "config": ("train", "evaluate", "explain"),
+    "workdir": ("train", "evaluate", "explain"),
+    "force": ("train",),
+    "count": ("explain",),
+    "split": ("explain",),
+}
 VERBS = {"train": _train, "evaluate": _evaluate, "explain": _explain, "list": _list}
 
 
@@ -129,6 +156,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         rest, overrides = _overrides(argv)
         options = _parser().parse_args(rest)
+        _refuse_what_has_no_effect(options, overrides)
         return VERBS[options.verb](options, overrides)
     except SetupError as error:
         if "--traceback" in argv:

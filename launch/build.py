@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.card import Leaf
-from launch.experiment import Experiment, SetupError, Task, unknown_key
+from launch.experiment import REFUSALS, Experiment, SetupError, Task, told, unknown_key
 from launch.optimize import optimizer
-from launch.train import REFUSALS
 
 
 def task_class(name: str) -> Any:
@@ -61,7 +60,7 @@ def make_task(experiment: Experiment) -> Task:
             if split and not len(task.dataset(split)):
                 raise SetupError(f"{cls.__name__}: the data set {split!r} is empty")
     except REFUSALS as error:
-        raise SetupError(f"{cls.__name__}: {error}") from error
+        raise SetupError(f"{cls.__name__}: {told(error)}") from error
     best = experiment.checkpoint.best
     if best and best.partition("/")[0] != task.val_split:
         raise SetupError(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import sys
+import traceback
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,40 +43,97 @@ class Leaf:
 # ------------------------------------------------------------------------- reading
 
 
-def _call(get_config: Any, argument: str, path: Path) -> Any:
+def installed() -> list[Path]:
+    """Where the cards that were installed with the program are; not only below this directory."""
+    spec = importlib.util.find_spec("configs")
+    return [Path(p) for p in (spec.submodule_search_locations or [] if spec else [])]
+
+
+def _locate(path: Path) -> Path:
+    """`path`, or for configs/… that is not below this directory the installed card."""
+    if path.is_file():
+        return path
+    inner = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else None
+    others = [folder / inner for folder in installed()] if inner else []
+    for other in others:
+        if other.is_file():
+            return other
+    looked = ", ".join(map(str, dict.fromkeys([Path.cwd() / path, *others])))
+    raise SetupError(
+        f"no config file {str(path)!r} (looked for {looked}); `python -m launch list` shows the "
+        "cards"
+    )
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """FILE:LINE of the card's own line that an error came from, or of the syntax error."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f"{path}:{lines[-1] if lines else 1}"
+
+
+def _run(path: Path, argument: str) -> Any:
+    """What get_config of the card at `path` returns, as a plain dict if it can be one."""
+    module = types.ModuleType(f"_card_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look there
+    # Not by the import system: it keeps compiled files and tells versions apart by the second.
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise SetupError(f"{path} has no get_config()")
     if argument and not inspect.signature(get_config).parameters:
         raise SetupError(f"{path} takes no argument, got {argument!r}")
-    try:
-        return get_config(argument) if argument else get_config()
-    except (ValueError, TypeError, KeyError) as error:
-        raise SetupError(f"{path}: get_config({argument!r}): {error}") from error
+    made = get_config(argument) if argument else get_config()
+    return made.to_dict() if hasattr(made, "to_dict") else made
+
+
+def _names(values: Mapping, path: Path) -> None:
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise SetupError(f"{path}: key {name!r} must be a word, not {type(name).__name__}")
+        if isinstance(value, Mapping):
+            _names(value, path)
 
 
 def read(place: str) -> dict[str, Any]:
     """The nested dict that `path.py` or `path.py:argument` describes.
 
     Raises:
-        SetupError: no such file, no get_config in it, or get_config refuses the argument.
+        SetupError: no such file, no get_config in it, or an error in it: FILE:LINE: Type: message.
     """
     file, _, argument = place.partition(".py:")
     path = Path(file if file.endswith(".py") else file + ".py") if argument else Path(place)
-    if not path.is_file():
-        raise SetupError(f"no config file {str(path)!r}; `python -m launch list` shows the cards")
-    spec = importlib.util.spec_from_file_location(f"_card_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    path = _locate(path)
+    if path.suffix != ".py":
         raise SetupError(f"config file {str(path)!r} is no Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise SetupError(f"{path} has no get_config()")
-    card = _call(module.get_config, argument, path)
-    return card.to_dict() if hasattr(card, "to_dict") else dict(card)
+    try:
+        made = _run(path, argument)
+    except SetupError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's program: it can raise anything
+        told = error.msg if isinstance(error, SyntaxError) else error
+        raise SetupError(f"{_where(error, path)}: {type(error).__name__}: {told}") from error
+    if not isinstance(made, Mapping):
+        raise SetupError(
+            f"{path}: get_config() must return a ConfigDict or a dict, not {type(made).__name__}"
+        )
+    _names(made, path)
+    return dict(made)
 
 
-def first_line(path: Path) -> str:
-    """The first line of a card's docstring, without importing it."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+def summary(path: Path) -> str | None:
+    """The first line of a card's docstring, without importing it; None if the file is no card."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+        told = getattr(error, "msg", None) or getattr(error, "strerror", None) or error
+        return f"(not readable: {type(error).__name__}: {told})"
+    if not any(isinstance(n, ast.FunctionDef) and n.name == "get_config" for n in tree.body):
+        return None
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 # ------------------------------------------------------------------------- overriding

@@ -6,6 +6,7 @@ Nothing heavy is imported here: a typing error in a card is told before JAX is l
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
 
 class SetupError(Exception):
     """Something the user can put right before training starts: told in one line, exit code 2."""
+
+
+# What a task raises when it refuses its configuration or its data.
+REFUSALS = (
+    *(ValueError, TypeError, OSError, ImportError, NotImplementedError),
+    *(KeyError, IndexError, ZeroDivisionError, OverflowError),
+)
+
+
+def told(error: BaseException) -> str:
+    """The message of an error, with its type where the message alone says nothing."""
+    says = isinstance(error, ValueError | TypeError | OSError | ImportError) and str(error)
+    return str(error) if says else f"{type(error).__name__}: {error}"
 
 
 # ------------------------------------------------------------------------- what a card may say
@@ -109,6 +123,18 @@ AT_LEAST = {
     "optimizer.weight_decay": 0,
     "mesh.fsdp": 1,
     "mesh.data": -1,
+    "optimizer.end_factor": 0,
+    "optimizer.momentum": 0,
+    "optimizer.beta1": 0,
+    "optimizer.beta2": 0,
+}
+ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.step_factor", "optimizer.epsilon")
+BELOW = {
+    "seed": 2**32,  # what grain's shuffle takes
+    "steps": 2**31,  # what optax counts
+    "optimizer.momentum": 1,
+    "optimizer.beta1": 1,
+    "optimizer.beta2": 1,
 }
 
 
@@ -123,9 +149,18 @@ def unknown_key(key: str, legal: list[str], what: str = "key") -> SetupError:
     near = near or [
         last[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last, n=1, cutoff=0.6)
     ]
-    siblings = [name for name in legal if name.rpartition(".")[0] == key.rpartition(".")[0]]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return SetupError(f"unknown {what} {key!r}: {hint}legal here: {', '.join(siblings or legal)}")
+    return SetupError(f"unknown {what} {key!r}: {hint}legal here: {', '.join(_near(key, legal))}")
+
+
+def _near(key: str, legal: list[str]) -> list[str]:
+    """The legal names directly below the longest part of `key` that exists."""
+    above = key
+    while above := above.rpartition(".")[0]:
+        inside = [name.removeprefix(above + ".") for name in legal if name.startswith(above + ".")]
+        if inside:
+            return list(dict.fromkeys(f"{above}.{name.partition('.')[0]}" for name in inside))
+    return legal
 
 
 def fit(value: Any, kind: Any, key: str) -> Any:
@@ -198,6 +233,25 @@ def build(values: Mapping[str, Any]) -> Experiment:
             raise SetupError(f"config.{key} = {value!r}: legal are {', '.join(LEGAL[key])}")
         if key in AT_LEAST and value < AT_LEAST[key]:
             raise SetupError(f"config.{key} = {value!r} must be at least {AT_LEAST[key]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SetupError(f"config.{key} = {value!r} must be finite")
+        if key in ABOVE_ZERO and value <= 0:
+            raise SetupError(f"config.{key} = {value!r} must be greater than 0")
+        if key in BELOW and value >= BELOW[key]:
+            raise SetupError(f"config.{key} = {value!r} must be less than {BELOW[key]}")
+    _check_together(made)
+    return made
+
+
+def _check_together(made: Experiment) -> None:
+    """What one key's legal values owe to another's, and what is inside a value."""
+    if made.seed + made.seeds > 2**32:
+        raise SetupError(
+            f"config.seeds = {made.seeds} must be less than 2**32 - config.seed ({made.seed})"
+        )
+    for at in made.optimizer.step_at:
+        if type(at) is not int or at < 1:
+            raise SetupError(f"config.optimizer.step_at holds {at!r}; legal are steps from 1")
     name = made.task.get("name")
     if not isinstance(name, str) or name.count(":") != 1:
         raise SetupError(f"config.task.name = {name!r} must be 'module:attribute'")
@@ -208,7 +262,6 @@ def build(values: Mapping[str, Any]) -> Experiment:
             f"config.checkpoint.best = {made.checkpoint.best!r} needs "
             "config.eval_every of at least 1"
         )
-    return made
 
 
 # ------------------------------------------------------------------------- what a task offers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from typing import Any
 
 import jax
@@ -13,10 +12,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from launch import experiment
 from launch.experiment import SetupError
 
-# Pattern over slash paths ("params/dense1/kernel") -> PartitionSpec; the first match wins, what
-# matches nothing is split along its largest dimension that the fsdp axis divides.
-Rules = tuple[tuple[str, PartitionSpec], ...]
-RULES: Rules = ()
 # Splitting a bias saves nothing and costs a message.
 SMALLEST_SPLIT = 4096
 
@@ -61,10 +56,8 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(path: str, shape: tuple[int, ...], fsdp: int, rules: Rules) -> PartitionSpec:
-    for pattern, spec in rules:
-        if re.search(pattern, path):
-            return spec
+def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Split along the largest dimension that the fsdp axis divides."""
     fitting = [i for i, n in enumerate(shape) if n % fsdp == 0]
     if fsdp == 1 or math.prod(shape) < SMALLEST_SPLIT or not fitting:
         return PartitionSpec()
@@ -72,15 +65,14 @@ def _spec(path: str, shape: tuple[int, ...], fsdp: int, rules: Rules) -> Partiti
     return PartitionSpec(*["fsdp" if i == axis else None for i in range(axis + 1)])
 
 
-def place(abstract: Any, mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Any:
+def place(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
     """The abstract state with a sharding in each leaf: the target of init and of restore."""
 
-    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = _spec(name, leaf.shape, mesh.shape["fsdp"], rules)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+    def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, _spec(leaf.shape, mesh.shape["fsdp"]))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(one, abstract)
+    return jax.tree.map(one, abstract)
 
 
 def shardings(placed: Any) -> Any:

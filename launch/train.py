@@ -13,14 +13,13 @@ import numpy as np
 from launch import mesh as meshes
 from launch.card import Leaf
 from launch.checkpoint import Store
-from launch.experiment import Batch, Experiment, SetupError, State, Task
+from launch.experiment import REFUSALS, Batch, Experiment, SetupError, State, Task, told
 from launch.record import Recorder
 from launch.stream import Stream, feeder
 from launch.workdir import write_json
 
 # Initialisation draws from a step that is never reached.
 INIT = 2**32 - 1
-REFUSALS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
 class NotFinite(FloatingPointError):
@@ -36,7 +35,7 @@ def abstract_state(task: Task, mesh: jax.sharding.Mesh) -> Any:
     try:
         abstract = jax.eval_shape(task.init, jax.random.key(0))
     except REFUSALS as error:
-        raise SetupError(f"{type(task).__name__}.init: {error}") from error
+        raise SetupError(f"{type(task).__name__}.init: {told(error)}") from error
     return meshes.place(abstract, mesh)
 
 
@@ -58,7 +57,7 @@ def compile_step(task: Task, placed: Any, stream: Stream, mesh: jax.sharding.Mes
     try:
         lowered = step.lower(placed, stream.abstract(), rng)
     except REFUSALS as error:
-        raise SetupError(f"{type(task).__name__}.step: {error}") from error
+        raise SetupError(f"{type(task).__name__}.step: {told(error)}") from error
     state, metrics = lowered.out_info
     _same_structure(task, "step", placed, state)
     if "loss" not in metrics or any(m.shape for m in metrics.values()):

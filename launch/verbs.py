@@ -16,6 +16,7 @@ from launch.build import keep_compiled_programs, make_tasks
 from launch.card import Leaf
 from launch.experiment import SetupError, Task
 from launch.record import check_extras
+from launch.train import NotFinite
 from launch.train import train as train_leaf
 from launch.workdir import claim, complete, results, write_json
 
@@ -65,7 +66,8 @@ class _Failures:
         if refusal and not self.succeeded and not self.code:
             raise error
         self.code = 1
-        told = f"error: {error}\n" if refusal else "".join(traceback.format_exception(error))
+        expected = refusal or isinstance(error, NotFinite)
+        told = f"error: {error}\n" if expected else "".join(traceback.format_exception(error))
         print(f"{leaf.label} failed:\n{told}", end="", file=sys.stderr)
         leaf.folder.mkdir(parents=True, exist_ok=True)
         (leaf.folder / "error.txt").write_text(told, encoding="utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch import card
+from launch.__main__ import main
 from launch.experiment import SetupError
 from tests.launch.conftest import CARD
 
@@ -36,3 +37,64 @@ def test_one_run_is_changed_alone() -> None:
         unfolded("runs.b.task.nose=1")
     with pytest.raises(SetupError, match="runs.b.steps = 1.5 must be int"):
         unfolded("runs.b.steps=1.5")
+
+
+BROKEN = {
+    "syntax": (b"x = 1\ndef get_config(:\n", "card.py:2: SyntaxError: invalid syntax"),
+    "import": (b"import no_such_thing\n", "card.py:1: ModuleNotFoundError: No module named"),
+    "name": (b"def get_config():\n\n    return nothing\n", "card.py:3: NameError: name 'nothing'"),
+    "none": (b"def get_config():\n    pass\n", "must return a ConfigDict or a dict, not NoneType"),
+    "zero": (b"def get_config():\n    return 1 / 0\n", "card.py:2: ZeroDivisionError"),
+    "exit": (b"raise SystemExit(0)\n", "card.py:1: SystemExit"),
+    "binary": (bytes(range(256)), "card.py:1: SyntaxError"),
+    "latin": (b"x = '\xe9'\n", "card.py:1: SyntaxError"),
+    "number": (b"def get_config():\n    return {1: 2}\n", "key 1 must be a word"),
+    "value": (b"get_config = 3\n", "has no get_config"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=list(BROKEN))
+def test_a_broken_card_is_one_line(text: bytes, said: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "card.py").write_bytes(text)
+    argv = ["train", "--config", str(tmp_path / "card.py"), "--workdir", str(tmp_path / "w")]
+    assert main(argv) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("error: ") and said in told[0], told
+
+
+def test_a_list_survives_bad_files_and_shows_only_cards(tmp_path: Path, capsys) -> None:
+    (tmp_path / "good.py").write_text('"""A card."""\ndef get_config():\n    return {}\n')
+    (tmp_path / "helper.py").write_text('"""No card."""\n')
+    (tmp_path / "bad.py").write_text("def (\n")
+    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere.py")
+    assert main(["list", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0].rpartition("/")[2] for line in told] == [
+        *("bad.py", "binary.py", "gone.py", "good.py")
+    ]
+    assert told[-1].endswith("good.py: A card.")
+    assert all("(not readable: " in line for line in told[:-1])
+
+
+def test_installed_cards_are_found_from_anywhere(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "configs/mine").mkdir(parents=True)
+    (site / "configs/mine/one.py").write_text('"""One."""\ndef get_config():\n    return {}\n')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(card, "installed", lambda: [site / "configs"])
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == f"{site / 'configs/mine/one.py'}: One.\n"
+    assert card.read("configs/mine/one.py") == {}
+    with pytest.raises(SetupError, match=f"elsewhere/configs/two.py, {site}/configs/two.py"):
+        card.read("configs/two.py")
+
+
+def test_an_unknown_key_lists_its_siblings_alone() -> None:
+    with pytest.raises(SetupError) as error:
+        unfolded("optimizer.nothing.at_all=1")
+    assert "config.optimizer.beta1" in str(error.value)
+    assert "config.steps" not in str(error.value) and "config.mesh" not in str(error.value)

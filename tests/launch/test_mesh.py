@@ -55,15 +55,6 @@ def test_fsdp_splits_the_large_arrays_and_their_moments() -> None:
     assert split == {"params/middle", "opt_state/0/mu/middle", "opt_state/0/nu/middle"}
 
 
-def test_a_rule_goes_before_the_default() -> None:
-    one = mesh.make(Mesh(fsdp=8))
-    like = jax.ShapeDtypeStruct((64, 128), np.float32)
-    rules = ((r"/kernel$", PartitionSpec("fsdp")),)
-    placed = mesh.place({"a": {"kernel": like, "other": like}}, one, rules)["a"]
-    assert placed["kernel"].sharding.spec == PartitionSpec("fsdp")
-    assert placed["other"].sharding.spec == PartitionSpec(None, "fsdp")
-
-
 @pytest.mark.parametrize("shape", [Mesh(3, 3), Mesh(-1, 3), Mesh(-1, 16)])
 def test_a_mesh_that_does_not_fit_is_refused(shape: Mesh) -> None:
     with pytest.raises(SetupError, match="8 devices"):

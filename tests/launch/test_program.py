@@ -53,6 +53,14 @@ def test_a_near_miss_is_told_before_anything_heavy_is_imported(
         (["learning_rate=1"], "did you mean 'config.optimizer.learning_rate'"),
         (["steps=1.5"], "config.steps = 1.5 must be int, not float"),
         (["steps=0"], "must be at least 1"),
+        ([f"seed={2**32}"], "config.seed = 4294967296 must be less than"),
+        ([f"seed={2**32 - 1}", "seeds=2"], "config.seeds = 2"),
+        (["optimizer.learning_rate=0"], "config.optimizer.learning_rate = 0.0 must be greater"),
+        (["optimizer.learning_rate=nan"], "config.optimizer.learning_rate = nan must be finite"),
+        (["optimizer.momentum=1"], "config.optimizer.momentum = 1.0 must be less than 1"),
+        (["optimizer.beta2=-0.1"], "config.optimizer.beta2 = -0.1 must be at least 0"),
+        (["optimizer.step_at=('a',)"], "config.optimizer.step_at holds 'a'"),
+        (["task.fail=key"], "Toy: KeyError: 'key'"),
         (["optimizer.name=adamm"], "legal are sgd, adam, adamw"),
         (["tensorboard=perhaps"], "must be bool"),
         (["task.name=tests.launch.toy:Tou"], "tasks there: Toy"),
@@ -109,7 +117,14 @@ def test_places_that_cannot_be(launch: Callable, tmp_path: Path, capsys) -> None
 
 
 def test_verbs(capsys: pytest.CaptureFixture) -> None:
-    for argv in ([], ["trian"], ["train"]):
+    card = ["--config", CARD]
+    where = [*card, "--workdir", "w"]
+    for argv in (
+        *([], ["trian"], ["train"], [*("train", *card), "--workdir", ""]),
+        *(["list", *card], ["list", "--workdir", "w"], ["list", "--config.steps=1"]),
+        *(["train", "folder", *where], ["evaluate", "--force", *where], ["list", "--force"]),
+        *(["train", "--count=3", *where], ["explain", "--count=0", *where], ["list", "nowhere"]),
+    ):
         assert main(argv) == 2
         assert only_line(capsys)
     with pytest.raises(SystemExit, match="0"):
@@ -183,6 +198,7 @@ def test_nan_stops_at_its_step_and_keeps_the_finite_past(
     keys = ("task.nan_at=11", "log_every=100", "eval_every=0", "checkpoint.every=1000")
     assert launch(tmp_path, *keys) == 1
     told = capsys.readouterr().err
+    assert "Traceback" not in told
     folder = tmp_path / "seed0/nan"
     found = json.loads((folder / "step.json").read_text())
     assert f"loss is nan at step {found['step']}" in told and found["batch"] == found["step"] - 1
@@ -200,7 +216,10 @@ def test_nan_stops_at_its_step_and_keeps_the_finite_past(
 def test_a_state_that_is_not_finite_is_never_saved(
     launch: Callable, tmp_path: Path, capsys
 ) -> None:
-    assert launch(tmp_path, "steps=1", "optimizer.learning_rate=nan") == 1
+    assert (
+        launch(tmp_path, "steps=1", "optimizer.learning_rate=1e30", "optimizer.weight_decay=1e30")
+        == 1
+    )
     assert "state is not finite at step 1" in capsys.readouterr().err
     assert not [p for p in (tmp_path / "seed0/checkpoints").iterdir() if p.name.isdigit()]
 

@@ -48,6 +48,8 @@ class Toy:
     ) -> None:
         if fail == "constructor":
             raise ValueError("fail = 'constructor': legal are '', 'evaluate'")
+        if fail == "key":
+            raise KeyError(fail)
         self.optimizer, self.width, self.noise = optimizer, width, noise
         self.count, self.kills, self.nan_at = count, kills, nan_at
         self.fail, self.shift = fail, shift
