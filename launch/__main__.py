@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from launch import card
 from launch.experiment import SetupError
-from launch.workdir import finished, probe, refuse_changes
+from launch.workdir import finished, no_space, probe, refuse_changes
 
 ABOUT = """\
 verbs:
@@ -163,6 +163,16 @@ def main(argv: Sequence[str]) -> int:
             traceback.print_exc()
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except Exception as error:
+        if not no_space(error):
+            raise
+        where = f" in {options.workdir}" if options.workdir else ""
+        print(
+            f"error: no space left on the disk{where}: make room, then the same command goes on "
+            "from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

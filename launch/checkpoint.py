@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,10 @@ class Store:
     ) -> None:
         self.folder, self.settings, self.config = folder, settings, config
         place = (folder / "checkpoints").absolute()
+        steps, unsound = _steps(place), _unsound(place)
+        if unsound and len(unsound) == len(steps):
+            raise self._none_sound(steps, unsound)
+        self._move(unsound)  # orbax reads them all when it opens the folder
         self._manager = ocp.CheckpointManager(place, options=_options(settings))
 
     def newest(self) -> int:
@@ -98,13 +103,21 @@ class Store:
             return state, step
         if not steps:
             return None
-        raise SetupError(
+        raise self._none_sound(steps, skipped)
+
+    def _none_sound(self, steps: list[int], why: Mapping[int, Exception]) -> SetupError:
+        return SetupError(
             f"none of the checkpoints in {self.folder / 'checkpoints'} (steps "
-            f"{', '.join(map(str, steps))}) can be restored ({_line(skipped[steps[0]])}); "
+            f"{', '.join(map(str, steps))}) can be restored ({_line(why[steps[0]])}); "
             "use another --workdir or move this one away to start anew"
         )
 
     def _set_aside(self, skipped: Mapping[int, Exception]) -> None:
+        self._move(skipped)
+        if skipped:
+            self._manager.reload()
+
+    def _move(self, skipped: Mapping[int, Exception]) -> None:
         for step, error in skipped.items():
             print(
                 f"checkpoint of step {step} in {self.folder} is damaged and was skipped "
@@ -116,13 +129,31 @@ class Store:
                 aside.parent.mkdir(exist_ok=True)
                 if not aside.exists():
                     (self.folder / "checkpoints" / str(step)).rename(aside)
-        if skipped:
-            self._manager.reload()
 
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _steps(place: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, newest first."""
+    found = place.iterdir() if place.is_dir() else ()
+    return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
+
+
+def _unsound(place: Path) -> dict[int, Exception]:
+    """Step -> what is wrong with its small files; the arrays are tried when they are restored."""
+    found: dict[int, Exception] = {}
+    for step in _steps(place):
+        for name in ("meta/metadata", "metrics/metrics"):
+            file = place / str(step) / name
+            try:
+                if name.startswith("meta/") or file.parent.is_dir():
+                    json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                found[step] = ValueError(f"{name}: {error}")
+    return found
 
 
 @contextlib.contextmanager
@@ -140,6 +171,24 @@ def _orphans_silent() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+
+
+def _orphan(error: Any) -> bool:
+    return isinstance(error, RuntimeError) and "Event loop is closed" in str(error)
+
+
+def silence_abandoned_writes() -> None:
+    """The same for writes, whose threads live on: on a full disk the error itself is raised."""
+    if sys.excepthook is not _told_unless_orphan:
+        _hooks["thread"], sys.excepthook = sys.excepthook, _told_unless_orphan
+
+
+_hooks: dict[str, Any] = {}
+
+
+def _told_unless_orphan(kind: Any, error: Any, trace: Any) -> None:
+    if not _orphan(error):
+        _hooks["thread"](kind, error, trace)
 
 
 def _line(error: Exception) -> str:
@@ -163,23 +212,25 @@ def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
     place = (leaf / "checkpoints").absolute()
     if not place.is_dir():
         raise SetupError(f"no checkpoint below {str(leaf)!r}: train it first")
-    quiet = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(place, options=quiet) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise SetupError(f"no complete checkpoint below {str(leaf)!r}: train it first")
-        step = steps[-1] if which == "last" else _best(manager, steps, leaf)
-        try:
-            with _orphans_silent():
-                return _restore(manager, step, placed), step
-        except Exception as error:
-            raise SetupError(f"checkpoint {place / str(step)}: {_line(error)}") from error
+    steps = _steps(place)
+    if not steps:
+        raise SetupError(f"no complete checkpoint below {str(leaf)!r}: train it first")
+    step = steps[0] if which == "last" else _best(steps, leaf)
+    # Not by a manager: that reads the metrics of every step, and one damaged file stops it.
+    try:
+        with _orphans_silent(), ocp.StandardCheckpointer() as reader:
+            return reader.restore(place / str(step) / "state", placed), step
+    except Exception as error:
+        raise SetupError(f"checkpoint {place / str(step)}: {_line(error)}") from error
 
 
-def _best(manager: ocp.CheckpointManager, steps: list[int], leaf: Path) -> int:
-    args, ranked = ocp.args.Composite(meta=ocp.args.JsonRestore()), []
-    for step in steps:
-        meta = manager.restore(step, args=args)["meta"]
+def _best(steps: list[int], leaf: Path) -> int:
+    place, ranked = leaf / "checkpoints", []
+    unsound = _unsound(place)
+    for step, error in unsound.items():
+        print(f"checkpoint of step {step} in {leaf} is damaged: {_line(error)}", file=sys.stderr)
+    for step in (s for s in steps if s not in unsound):
+        meta = json.loads((place / str(step) / "meta" / "metadata").read_text(encoding="utf-8"))
         if meta["metrics"]:
             (value,) = meta["metrics"].values()
             sign = -1.0 if meta["config"]["checkpoint"]["best_mode"] == "min" else 1.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,17 +15,21 @@ from launch import evaluate as evaluation
 from launch import mesh as meshes
 from launch.build import keep_compiled_programs, make_tasks
 from launch.card import Leaf
+from launch.checkpoint import silence_abandoned_writes
 from launch.experiment import SetupError, Task
 from launch.record import check_extras
 from launch.train import NotFinite
 from launch.train import train as train_leaf
-from launch.workdir import claim, complete, results, write_json
+from launch.workdir import claim, complete, lock, no_space, results, write_json
 
 COUNT = 6  # items in the grid of heatmaps
 
 
 def _prepare(leaves: Sequence[Leaf]) -> tuple[dict[str, Task], jax.sharding.Mesh]:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of its own defaults
+    # orbax warns of its own defaults, and logs with pages of traceback what it raises as well.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    silence_abandoned_writes()
     for leaf in leaves:
         check_extras(leaf.experiment.tensorboard)
     meshes.join_hosts()
@@ -65,6 +70,8 @@ class _Failures:
         refusal = isinstance(error, SetupError)
         if refusal and not self.succeeded and not self.code:
             raise error
+        if no_space(error):  # nor will there be any for the others
+            raise error
         self.code = 1
         expected = refusal or isinstance(error, NotFinite)
         told = f"error: {error}\n" if expected else "".join(traceback.format_exception(error))
@@ -80,6 +87,13 @@ def train(leaves: Sequence[Leaf], workdir: Path) -> int:
         SetupError: whatever the user must put right first.
     """
     tasks, mesh = _prepare(leaves)
+    with lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _train(leaves, workdir, tasks, mesh)
+
+
+def _train(
+    leaves: Sequence[Leaf], workdir: Path, tasks: Mapping[str, Task], mesh: jax.sharding.Mesh
+) -> int:
     failures = _Failures()
     for leaf in leaves:
         try:
@@ -100,7 +114,9 @@ def train(leaves: Sequence[Leaf], workdir: Path) -> int:
             evaluation.heatmaps(done, tasks, mesh, workdir / "heatmaps.png", count=COUNT)
         except SetupError as error:  # a missing extra costs the picture, not the run
             print(f"no heatmaps.png: {error}", file=sys.stderr)
-        except Exception:
+        except Exception as error:
+            if no_space(error):
+                raise
             traceback.print_exc()
             failures.code = 1
     if not failures.code and jax.process_index() == 0:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,43 @@ def probe(folder: Path) -> None:
             f"workdir {str(folder)!r} cannot be written: {error.strerror or error}; "
             "give --workdir a folder that can"
         ) from error
+
+
+def no_space(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is a full disk (tensorstore says it)."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC).lower() in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keep a second training out of `workdir` while the block runs.
+
+    The system drops the lock when the process ends, however it ends: none is ever left over.
+
+    Raises:
+        SetupError: another process trains there; the message names it.
+    """
+    with (workdir / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise SetupError(
+                f"another training is running in {str(workdir)!r} ({file.read().strip()}): "
+                "wait for it, or use another --workdir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

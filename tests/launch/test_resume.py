@@ -1,13 +1,18 @@
 """Killed at any step and started again, a run ends where it would have ended."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from launch.record import rows
+from launch.workdir import lock
 from tests.launch.conftest import CARD
 
 
@@ -127,3 +132,58 @@ def test_steps_grow_only_where_the_schedule_ignores_them(
     assert launch(tmp_path, "steps=3", cosine, flags=("--force",)) == 0
     step = "optimizer.schedule=step"
     assert launch(tmp_path / "b", "steps=2", step) == launch(tmp_path / "b", "steps=3", step) == 0
+
+
+@pytest.mark.parametrize("name", ["results.json", "table.json", "config.json"])
+@pytest.mark.parametrize("text", ["", '{"steps": 2, "met'])
+def test_damaged_small_files_are_made_again(
+    name: str, text: str, launch: Callable, tmp_path: Path, capsys
+) -> None:
+    assert launch(tmp_path, "steps=2") == 0
+    table = (tmp_path / "table.md").read_text()
+    file = next(tmp_path.glob(f"**/{name}"))
+    file.write_text(text)
+    (tmp_path / "table.md").unlink()
+    assert launch(tmp_path, "steps=2", "task.count=16") == 2  # the checkpoint knows its config
+    assert launch(tmp_path, "steps=2") == 0
+    told = capsys.readouterr().err
+    assert f"{file} is damaged and was set aside" in told and "Traceback" not in told
+    assert json.loads(file.read_text()) and (tmp_path / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "metrics/metrics"])
+def test_a_checkpoint_with_a_damaged_small_file_is_set_aside(
+    name: str, launch: Callable, tmp_path: Path, capsys
+) -> None:
+    keys = ("checkpoint.best=val/sum", "checkpoint.keep_best=2", "optimizer.schedule=step")
+    assert launch(tmp_path, "steps=3", *keys) == 0
+    (tmp_path / "seed0/checkpoints/3" / name).write_text("{")
+    capsys.readouterr()
+    assert launch(tmp_path, "steps=3", *keys, verb="evaluate") == 0
+    assert "checkpoint of step 3" in capsys.readouterr().err
+    assert launch(tmp_path, "steps=4", *keys) == 0
+    told = capsys.readouterr().err
+    assert "moved to damaged/3" in told and "Traceback" not in told
+
+
+def test_a_second_training_in_a_folder_is_refused(launch: Callable, tmp_path: Path, capsys) -> None:
+    with lock(tmp_path):
+        assert launch(tmp_path, "steps=1") == 2
+    assert f"another training is running in {str(tmp_path)!r} (process" in capsys.readouterr().err
+    assert launch(tmp_path, "steps=1") == 0
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    command = (
+        f"mount -t tmpfs -o size=300k tmpfs {tmp_path} && exec {sys.executable} -m launch train "
+        f"--config {CARD} --workdir {tmp_path}"
+    )
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", tmp_path]).returncode:
+        pytest.skip("no file system can be mounted here")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: no space left on the disk"), done.stderr
