@@ -76,8 +76,9 @@ class _Failures:
         expected = refusal or isinstance(error, NotFinite)
         told = f"error: {error}\n" if expected else "".join(traceback.format_exception(error))
         print(f"{leaf.label} failed:\n{told}", end="", file=sys.stderr)
-        leaf.folder.mkdir(parents=True, exist_ok=True)
-        (leaf.folder / "error.txt").write_text(told, encoding="utf-8")
+        with contextlib.suppress(OSError):  # it has been told above
+            leaf.folder.mkdir(parents=True, exist_ok=True)
+            (leaf.folder / "error.txt").write_text(told, encoding="utf-8")
 
 
 def train(leaves: Sequence[Leaf], workdir: Path) -> int:

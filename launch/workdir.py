@@ -199,4 +199,10 @@ def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
     """
     leaves = sorted(leaf.label for leaf in todo)
     done = complete(workdir) == leaves and (workdir / "table.md").is_file()
-    return done and all(results(leaf) is not None for leaf in todo)
+    return done and all(results(leaf) is not None and _as_trained(leaf) for leaf in todo)
+
+
+def _as_trained(leaf: Leaf) -> bool:
+    """False where --force goes on with another config: the old results are not its own."""
+    old = stored_config(leaf)
+    return old is not None and not changes(old, leaf.config)

@@ -86,6 +86,11 @@ def test_another_config_is_refused_until_forced(launch: Callable, tmp_path: Path
     assert told.splitlines()[-1].startswith("error: ") and "task.noise: 0.1 -> 0.2" in told
     assert launch(tmp_path, "steps=1") == 2
     assert "steps: 2 -> 1" in capsys.readouterr().err
+    # Forced at the last step, nothing is trained but the results are not the old config's.
+    assert launch(tmp_path, "steps=2", "task.noise=0.3", flags=("--force",)) == 0
+    assert "finished" not in capsys.readouterr().out
+    assert launch(tmp_path, "steps=2", "task.noise=0.3") == 0
+    assert "finished" in capsys.readouterr().out
     assert launch(tmp_path, "steps=3", "task.noise=0.2", flags=("--force",)) == 0
     assert launch(tmp_path, "steps=3", "task.noise=0.2", "mesh.fsdp=2", "seeds=2") == 0
     assert (tmp_path / "seed1/results.json").is_file()
