@@ -13,6 +13,7 @@ Sources: Bach et al. 2015 (epsilon), Montavon et al. 2017 (z+, z^B, w^2), Bassi 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -119,7 +120,7 @@ class Norm(Rule):
     Conserves relevance up to epsilon; zennit's rule for sums and average pools.
 
     Attributes:
-        epsilon: stabiliser, >= 0.
+        epsilon: stabiliser, > 0.
         detach_bias: as in `Epsilon`.
     """
 
@@ -129,6 +130,8 @@ class Norm(Rule):
 
     def __post_init__(self) -> None:
         _check_epsilon(self)
+        if self.epsilon == 0:
+            raise ValueError("Norm.epsilon=0; its denominator has no bias and may vanish")
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class AlphaBeta(Rule):
 
     def __post_init__(self) -> None:
         _check_epsilon(self)
-        if self.alpha < 1 or abs(self.alpha - self.beta - 1) > 1e-9:
+        if not (self.alpha >= 1 and abs(self.alpha - self.beta - 1) <= 1e-9):
             raise ValueError(
                 f"{type(self).__name__} needs alpha >= 1 and beta = alpha - 1, got "
                 f"alpha={self.alpha} and beta={self.beta}"
@@ -223,7 +226,7 @@ class Gamma(Rule):
     z < 0: ``(x+ (w + gamma w-) + x- (w + gamma w+)) / (sum + b + gamma b- - epsilon)``.
 
     Attributes:
-        gamma: >= 0; 0 is `Epsilon`, infinity z+ on positive outputs.
+        gamma: >= 0, finite; 0 is `Epsilon`, a large one approaches z+ on positive outputs.
         epsilon: stabiliser, >= 0.
         detach_bias: as in `Epsilon`.
         nonnegative: promise that the input is >= 0, which halves the work; not checked.
@@ -237,8 +240,8 @@ class Gamma(Rule):
 
     def __post_init__(self) -> None:
         _check_epsilon(self)
-        if not self.gamma >= 0:
-            raise ValueError(f"Gamma.gamma={self.gamma!r}; must be >= 0")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"Gamma.gamma={self.gamma!r}; must be >= 0, finite")
 
     def multiplier(
         self, linear: Linear, x: Array, w: Array, b: Array | None, z: Array, relevance: Array
@@ -300,6 +303,10 @@ class WSquare(Rule):
 @dataclass(frozen=True)
 class Flat(WSquare):
     """An equal share for every input in the receptive field (Lapuschkin et al. 2019); terminal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("bias of Flat", self.bias, ("ignore",))
 
     def _shares(self, w: Array) -> Array:
         return jnp.ones_like(w)
@@ -380,8 +387,8 @@ class CPLRP(Rule):
 
 
 def _check_epsilon(rule: Any) -> None:
-    if not rule.epsilon >= 0:
-        raise ValueError(f"{type(rule).__name__}.epsilon={rule.epsilon!r}; must be >= 0")
+    if not 0 <= rule.epsilon < math.inf:
+        raise ValueError(f"{type(rule).__name__}.epsilon={rule.epsilon!r}; must be >= 0, finite")
 
 
 def _divide(numerator: Array, denominator: Array) -> Array:
