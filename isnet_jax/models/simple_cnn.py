@@ -42,6 +42,10 @@ class SimpleCNN(Backbone):
         norm: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
+        if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
+            raise ValueError(f"simple_cnn: widths={widths!r}; must be integers >= 1, at least one")
+        if pooled < 1:
+            raise ValueError(f"simple_cnn: pooled={pooled}; must be at least 1")
         sizes = (in_channels, *widths)
         pairs = list(itertools.pairwise(sizes))
         self.blocks = nnx.List(

@@ -87,6 +87,11 @@ def test_create_says_what_is_wrong():
         models.create("resnet18", num_classes=2, rngs=nnx.Rngs(0), widht=3)
     with pytest.raises(ValueError, match="unknown stem 'tiny'.*imagenet.*small"):
         models.create("resnet18", num_classes=2, rngs=nnx.Rngs(0), stem="tiny")
+    for widths in ((), (0,), ("a",)):
+        with pytest.raises(ValueError, match="widths=.*must be integers >= 1, at least one"):
+            models.create("simple_cnn", num_classes=2, widths=widths, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="pooled=0; must be at least 1"):
+        models.create("simple_cnn", num_classes=2, pooled=0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="num_classes=0"):
         models.create("simple_cnn", num_classes=0, rngs=nnx.Rngs(0))
 
