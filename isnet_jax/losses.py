@@ -73,7 +73,13 @@ def resize_mask(mask: Array, space: tuple[int, ...]) -> Array:
 
 
 def background_loss(
-    relevance: Array, mask: Array, *, decay: float = 0.9, scale: float = 1.0, norm: str = "abs_mean"
+    relevance: Array,
+    mask: Array,
+    *,
+    decay: float = 0.9,
+    scale: float = 1.0,
+    norm: str = "abs_mean",
+    channel_decay: float = 1.0,
 ) -> Array:
     """Background loss per sample, (b,) in [0, log 1e7].
 
@@ -89,9 +95,10 @@ def background_loss(
         scale: E > 0.
         norm: "abs_mean" divides by the foreground mean of |R|, "mean" by |signed mean|, "none"
             multiplies by the number of elements instead.
+        channel_decay: ranked pooling decay over the channels; 1 is their mean.
 
     Raises:
-        ValueError: unknown norm, or shapes that do not fit.
+        ValueError: unknown norm, a decay outside [0, 1], or shapes that do not fit.
     """
     mask = _fit(mask, relevance)
     axes = tuple(range(2, relevance.ndim))
@@ -106,7 +113,8 @@ def background_loss(
         scaled = magnitude(size / (level + 1e-10))
     outside = jnp.moveaxis(scaled * (1 - mask), -1, 2)
     q = gwrp(outside.reshape(*outside.shape[:3], -1), decay)
-    return jnp.minimum(jnp.log1p(q / scale), math.log(CAP)).mean((1, 2))
+    each = jnp.minimum(jnp.log1p(q / scale), math.log(CAP))
+    return gwrp(each, channel_decay).mean(1)
 
 
 def foreground_sums(relevance: Array, mask: Array) -> Array:
@@ -159,6 +167,7 @@ class HeatmapLoss:
         scale: E of the background loss.
         right: form of the foreground loss above the upper cut.
         norm: normalisation of the background loss.
+        channel_decay: ranked pooling decay over the channels of a map; 1 is their mean.
     """
 
     background: float = 1.0
@@ -167,12 +176,16 @@ class HeatmapLoss:
     scale: float = 1.0
     right: str = "hybrid"
     norm: str = "abs_mean"
+    channel_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check("norm", self.norm, NORMS)
         check("right form", self.right, RIGHTS)
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"heatmap loss decay must lie in [0, 1], got {self.decay}")
+        for name in ("decay", "channel_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"heatmap loss {name} must lie in [0, 1], got {getattr(self, name)}"
+                )
         if not (self.scale > 0 and self.background >= 0 and self.foreground >= 0):
             raise ValueError(
                 "heatmap loss needs scale > 0, background >= 0 and foreground >= 0, got "
@@ -184,7 +197,12 @@ class HeatmapLoss:
     ) -> tuple[Array, Array, Array]:
         """Loss, background and foreground term, each (b,), with ``cuts = (C1, C2)``."""
         background = background_loss(
-            relevance, mask, decay=self.decay, scale=self.scale, norm=self.norm
+            relevance,
+            mask,
+            decay=self.decay,
+            scale=self.scale,
+            norm=self.norm,
+            channel_decay=self.channel_decay,
         )
         foreground = foreground_loss(relevance, mask, cuts[0], cuts[1], right=self.right)
         total = self.background * background + self.foreground * foreground

@@ -53,6 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "scale": 1.0,  # E
                 "right": "hybrid",
                 "norm": "abs_mean",
+                "channel_decay": 1.0,
             },
             "weight": 0.9,  # P
             "cuts": (1.0, 25.0),  # C1, C2

@@ -57,14 +57,15 @@ def test_golden_ranked_pooling(arrays, x64) -> None:
 def test_golden_losses_and_gradients(arrays, x64) -> None:
     relevance, mask = _last(arrays["loss/heatmap"]), _last(arrays["loss/mask"])
     _close(foreground_sums(relevance, mask), arrays["loss/foreground_sums"])
-    pattern = re.compile(r"loss/(\w+)_d([\d.]+)_E(\d+)_(L2|L1|hybrid)_ch1.0")
-    # The channel mean only: ranked pooling over channels ("ch0.9") is not built.
+    pattern = re.compile(r"loss/(\w+)_d([\d.]+)_E(\d+)_(L2|L1|hybrid)_ch([\d.]+)")
     cases = [found for key in arrays if (found := pattern.fullmatch(key))]
-    assert len(cases) == 36
+    assert len(cases) == 42
     losses = {}
     for case in cases:
-        norm, decay, scale, right = case.groups()
-        settings = HeatmapLoss(1, 3, float(decay), float(scale), right.lower(), NORMS[norm])
+        norm, decay, scale, right, channels = case.groups()
+        settings = HeatmapLoss(
+            *(1, 3, float(decay), float(scale), right.lower(), NORMS[norm], float(channels))
+        )
         losses[case.string] = partial(_loss, settings)
     for key, (ours, grad) in _all(losses)(relevance, mask).items():
         _close(ours, arrays[key])
