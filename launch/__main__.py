@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launch import card
+from launch import card, data
 from launch.experiment import SetupError
 from launch.workdir import finished, no_space, probe, refuse_changes
 
@@ -21,11 +21,15 @@ verbs:
   train     train every run × seed of a card (goes on where it was stopped), evaluate, one table
   evaluate  evaluate the checkpoints in --workdir again and print the table
   explain   draw --workdir/heatmaps.png from the checkpoints
+  prepare, predict, and evaluate or explain of a card with config.jobs.VERB
+            run that job over the cases of a folder, into --workdir/VERB/CASE
+  data      fetch a named data set and print its folder; without a name: list them
   list      list the cards below a folder (default: configs)
 
 --config FILE.py[:ARGUMENT] names the card; --config.KEY=VALUE changes one of its values, e.g.
 --config.optimizer.learning_rate=0.01, --config.seeds=5. It holds for all runs, so it is refused
 where a run sets that key itself: --config.runs.NAME.KEY=VALUE changes one run alone.
+A value data:NAME is the folder of that data set, fetched on first need.
 """
 
 
@@ -43,11 +47,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("verb", choices=VERBS, metavar="{" + ",".join(VERBS) + "}")
-    parser.add_argument("folder", nargs="?", help="list: where the cards are")
+    parser.add_argument(
+        "folder", nargs="?", metavar="what", help="list: folder of the cards; data: name of the set"
+    )
     parser.add_argument("--config", metavar="FILE[:ARG]", help="the experiment card")
     parser.add_argument("--workdir", help="where everything is written and found again")
     parser.add_argument(
-        "--force", action="store_true", help="train: resume although the config has changed"
+        "--force",
+        action="store_true",
+        help="train: resume although the config has changed; a job: do its cases again",
     )
     parser.add_argument("--count", type=int, help="explain: how many items (default 6)")
     parser.add_argument("--split", help="explain: of which split (default: the first test split)")
@@ -76,6 +84,7 @@ def _leaves(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> li
         if not getattr(options, name):
             raise SetupError(f"{options.verb} needs --{name}")
     values = card.resolve(card.read(options.config), overrides)
+    data.check_names(values)
     leaves = card.leaves(values, Path(options.workdir))
     probe(Path(options.workdir))
     return leaves
@@ -83,6 +92,7 @@ def _leaves(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> li
 
 def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     leaves, workdir = _leaves(options, overrides), Path(options.workdir)
+    _needs_task(options, leaves)
     for leaf in leaves:
         refuse_changes(leaf, resume=True, force=options.force)
     if finished(workdir, leaves):
@@ -96,8 +106,9 @@ def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
 
 def _evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     leaves = _leaves(options, overrides)
-    for leaf in leaves:
-        refuse_changes(leaf)
+    if "evaluate" in leaves[0].experiment.jobs:
+        return _job(options, leaves)
+    _checkpoints(options, leaves)
     from launch import verbs
 
     return verbs.evaluate(leaves, Path(options.workdir))
@@ -105,13 +116,68 @@ def _evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> 
 
 def _explain(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     leaves = _leaves(options, overrides)
-    for leaf in leaves:
-        refuse_changes(leaf)
+    if "explain" in leaves[0].experiment.jobs:
+        return _job(options, leaves)
+    _checkpoints(options, leaves)
     from launch import verbs
 
     return verbs.explain(
         leaves, Path(options.workdir), count=options.count or 6, split=options.split
     )
+
+
+def _needs_task(options: argparse.Namespace, leaves: list[card.Leaf]) -> None:
+    experiment = leaves[0].experiment
+    if not experiment.task:
+        raise SetupError(
+            f"{options.config} has no config.task, so there is nothing to {options.verb}; it has "
+            f"jobs for {', '.join(experiment.jobs)}"
+        )
+
+
+def _checkpoints(options: argparse.Namespace, leaves: list[card.Leaf]) -> None:
+    """For a verb that has no job in the card and so is about trained checkpoints."""
+    _needs_task(options, leaves)
+    if options.force:
+        raise SetupError(
+            f"{options.verb} takes --force only where the card has config.jobs.{options.verb}"
+        )
+    for leaf in leaves:
+        refuse_changes(leaf)
+
+
+def _job(options: argparse.Namespace, leaves: list[card.Leaf]) -> int:
+    for name in ("count", "split"):
+        if getattr(options, name) is not None:
+            raise SetupError(
+                f"--{name} is for trained checkpoints; {options.config} has a job for "
+                f"{options.verb}, whose keywords are in config.jobs.{options.verb}"
+            )
+    from launch import jobs
+
+    return jobs.run(leaves, Path(options.workdir), options.verb, force=options.force)
+
+
+def _only_job(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    leaves = _leaves(options, overrides)
+    if options.verb not in leaves[0].experiment.jobs:
+        folders = ["configs"] if Path("configs").is_dir() else card.installed()
+        others = [str(path) for path in card.files(folders) if card.has_job(path, options.verb)]
+        raise SetupError(
+            f"{options.config} has no config.jobs.{options.verb} (a mapping with the name "
+            f"'module:attribute' of a job and its keywords); cards that have it: "
+            f"{', '.join(others) or 'none'}"
+        )
+    return _job(options, leaves)
+
+
+def _data(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int:
+    if options.folder is None:
+        data.show()
+        return 0
+    folder = Path(options.workdir) if options.workdir else None
+    print(data.provide(options.folder, folder))
+    return 0
 
 
 def _list(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int:
@@ -121,7 +187,7 @@ def _list(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int
     if not folders or not folders[0].is_dir():
         looked = ", ".join(str(Path.cwd() / f) for f in folders or ["configs"])
         raise SetupError(f"no folder {options.folder or 'configs'!r} to list (looked for {looked})")
-    for path in sorted(p for f in folders for p in f.rglob("*.py") if not p.name.startswith("_")):
+    for path in card.files(folders):
         told = card.summary(path)
         if told is not None:
             print(f"{path}: {told}")
@@ -132,23 +198,32 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
     """Every option belongs to some verbs only; elsewhere it would be ignored silently."""
     for name, verbs in BELONGS.items():
         if options.verb not in verbs and getattr(options, name) not in (None, False):
-            what = f"folder {options.folder!r}" if name == "folder" else f"--{name}"
+            what = f"argument {options.folder!r}" if name == "folder" else f"--{name}"
             raise SetupError(f"{options.verb} takes no {what}; it is for {', '.join(verbs)}")
-    if overrides and options.verb == "list":
-        raise SetupError(f"list takes no --config.{overrides[0][0]}")
+    if overrides and options.verb in ("list", "data"):
+        raise SetupError(f"{options.verb} takes no --config.{overrides[0][0]}")
     if options.count is not None and options.count < 1:
         raise SetupError(f"--count {options.count} must be at least 1")
 
 
+CARDS = ("train", "evaluate", "explain", "prepare", "predict")
 BELONGS = {
-    "folder": ("list",),
-    "config": ("train", "evaluate", "explain"),
-    "workdir": ("train", "evaluate", "explain"),
-    "force": ("train",),
+    "folder": ("list", "data"),
+    "config": CARDS,
+    "workdir": (*CARDS, "data"),
+    "force": CARDS,
     "count": ("explain",),
     "split": ("explain",),
 }
-VERBS = {"train": _train, "evaluate": _evaluate, "explain": _explain, "list": _list}
+VERBS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "explain": _explain,
+    "prepare": _only_job,
+    "predict": _only_job,
+    "data": _data,
+    "list": _list,
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -169,12 +244,12 @@ def main(argv: Sequence[str]) -> int:
         where = f" in {options.workdir}" if options.workdir else ""
         print(
             f"error: no space left on the disk{where}: make room, then the same command goes on "
-            "from the last checkpoint",
+            "from what is saved",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 130
 
 

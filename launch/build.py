@@ -5,43 +5,53 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch import data
 from launch.card import Leaf
 from launch.experiment import REFUSALS, Experiment, SetupError, Task, told, unknown_key
 from launch.optimize import optimizer
 
 
-def task_class(name: str) -> Any:
-    """The attribute that "module:attribute" names.
+def named(section: Mapping[str, Any], key: str, offers: str) -> tuple[Any, dict[str, Any]]:
+    """(the class of `section["name"]` = "module:attribute", its keywords with "data:…" resolved).
+
+    Args:
+        section: config.task or one of config.jobs.
+        key: what messages call it, e.g. "task".
+        offers: the method by which classes of this kind are known.
 
     Raises:
-        SetupError: there is no such module or attribute, or something it imports is missing.
+        SetupError: there is no such module or attribute, something it imports is missing, the
+            constructor does not know a keyword, or a "data:NAME" cannot be fetched.
     """
-    module_name, attribute = name.split(":")
+    module_name, attribute = section["name"].split(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise SetupError(f"config.task.name = {name!r}: {error}") from error
+        raise SetupError(f"config.{key}.name = {section['name']!r}: {error}") from error
     if not hasattr(module, attribute):
-        legal = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, "step")]
+        legal = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, offers)]
         raise SetupError(
-            f"config.task.name = {name!r}: {module_name} has no {attribute!r}; "
-            f"tasks there: {', '.join(legal) or 'none'}"
+            f"config.{key}.name = {section['name']!r}: {module_name} has no {attribute!r}; "
+            f"{'tasks' if key == 'task' else 'jobs'} there: {', '.join(legal) or 'none'}"
         )
-    return getattr(module, attribute)
+    cls = getattr(module, attribute)
+    keywords = {k: v for k, v in section.items() if k != "name"}
+    _check_keywords(cls, keywords, key)
+    return cls, data.resolved(keywords)
 
 
-def _check_keywords(cls: Any, keywords: dict[str, Any]) -> None:
+def _check_keywords(cls: Any, keywords: dict[str, Any], key: str) -> None:
     parameters = inspect.signature(cls).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     legal = [p.name for p in parameters if p.name != "optimizer"]
-    for key in keywords:
-        if key not in legal:
-            raise unknown_key(f"config.task.{key}", [f"config.task.{n}" for n in legal])
+    for name in keywords:
+        if name not in legal:
+            raise unknown_key(f"config.{key}.{name}", [f"config.{key}.{n}" for n in legal])
 
 
 def make_task(experiment: Experiment) -> Task:
@@ -51,9 +61,7 @@ def make_task(experiment: Experiment) -> Task:
         SetupError: unknown name or keyword, or the task refuses (ValueError, TypeError, OSError,
             ImportError …) its keywords or its data.
     """
-    cls = task_class(experiment.task["name"])
-    keywords = {k: v for k, v in experiment.task.items() if k != "name"}
-    _check_keywords(cls, keywords)
+    cls, keywords = named(experiment.task, "task", "step")
     try:
         task = cls(optimizer=optimizer(experiment.optimizer, experiment.steps), **keywords)
         for split in dict.fromkeys(("train", task.val_split, *task.test_splits)):

@@ -23,6 +23,9 @@ from launch.experiment import (
     unknown_key,
 )
 
+# What is below these goes to a constructor of the card's choice, which may take None.
+FREE_SECTIONS = ("task.", "jobs.")
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -136,6 +139,20 @@ def summary(path: Path) -> str | None:
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
+def files(folders: Sequence[Path | str]) -> list[Path]:
+    """Every Python file below the folders that may be a card, sorted."""
+    return sorted(p for f in folders for p in Path(f).rglob("*.py") if not p.name.startswith("_"))
+
+
+def has_job(path: Path, verb: str) -> bool:
+    """Whether the card at `path` has a section config.jobs.VERB; False where it has errors."""
+    try:
+        jobs = read(str(path)).get("jobs")
+    except SetupError:
+        return False
+    return isinstance(jobs, Mapping) and verb in jobs
+
+
 # ------------------------------------------------------------------------- overriding
 
 
@@ -187,7 +204,7 @@ def override(values: dict[str, Any], key: str, text: str) -> None:
     if isinstance(changes, dict):  # a run may be given any key that the card has
         merged = merge({k: v for k, v in values.items() if k != "runs"}, changes, f"runs.{run}")
         node, name = _find(merged, inner, f"config.runs.{run}")
-        _put(changes, inner, parse(text, node[name], key, optional=inner.startswith("task.")))
+        _put(changes, inner, parse(text, node[name], key, optional=inner.startswith(FREE_SECTIONS)))
         return
     node, name = _find(values, key, "config")
     setting = [run for run, changes in values["runs"].items() if _touches(changes, key)]
@@ -198,7 +215,7 @@ def override(values: dict[str, Any], key: str, text: str) -> None:
             f"--config.{key} does not reach run {names}, which sets it itself: write {ways}, or "
             "name another run after the card's colon (FILE.py:ARGUMENT)"
         )
-    node[name] = parse(text, node[name], key, optional=top == "task")
+    node[name] = parse(text, node[name], key, optional=key.startswith(FREE_SECTIONS))
 
 
 def _find(values: dict[str, Any], key: str, prefix: str) -> tuple[dict[str, Any], str]:
@@ -274,7 +291,7 @@ def merge(values: Mapping, changes: Mapping, where: str, prefix: str = "") -> di
 
 
 def _check_known(card: Mapping) -> None:
-    """Keys of the card that the Experiment does not know; task and runs are free below."""
+    """Keys of the card that the Experiment does not know; task, runs and jobs are free below."""
     legal = schema()
     groups = {key.partition(".")[0] for key in legal if "." in key}
     for name, value in card.items():

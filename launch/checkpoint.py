@@ -209,19 +209,28 @@ def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
     Raises:
         SetupError: there is no checkpoint, none has the metric, or it cannot be restored.
     """
-    place = (leaf / "checkpoints").absolute()
-    if not place.is_dir():
-        raise SetupError(f"no checkpoint below {str(leaf)!r}: train it first")
-    steps = _steps(place)
-    if not steps:
-        raise SetupError(f"no complete checkpoint below {str(leaf)!r}: train it first")
-    step = steps[0] if which == "last" else _best(steps, leaf)
+    step, place = choose(leaf, which), (leaf / "checkpoints").absolute()
     # Not by a manager: that reads the metrics of every step, and one damaged file stops it.
     try:
         with _orphans_silent(), ocp.StandardCheckpointer() as reader:
             return reader.restore(place / str(step) / "state", placed), step
     except Exception as error:
         raise SetupError(f"checkpoint {place / str(step)}: {_line(error)}") from error
+
+
+def choose(leaf: Path, which: str = "last") -> int:
+    """The step of the "last" or the "best" complete checkpoint of a leaf folder.
+
+    Raises:
+        SetupError: there is no checkpoint, or none has a metric to rank it by.
+    """
+    place = (leaf / "checkpoints").absolute()
+    if not place.is_dir():
+        raise SetupError(f"no checkpoint below {str(leaf)!r}: train it first")
+    steps = _steps(place)
+    if not steps:
+        raise SetupError(f"no complete checkpoint below {str(leaf)!r}: train it first")
+    return steps[0] if which == "last" else _best(steps, leaf)
 
 
 def _best(steps: list[int], leaf: Path) -> int:

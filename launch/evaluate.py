@@ -19,10 +19,14 @@ from launch.train import abstract_state
 from launch.workdir import results, trained, write_json
 
 
+def preferred(leaf: Leaf) -> str:
+    """Which checkpoint: "best" if the leaf's card names a metric to choose by, else "last"."""
+    return "best" if leaf.experiment.checkpoint.best else "last"
+
+
 def chosen(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> tuple[State, int]:
     """(state, step) of the leaf's best checkpoint if its card names a metric, else of the last."""
-    which = "best" if leaf.experiment.checkpoint.best else "last"
-    return load(leaf.folder, abstract_state(task, mesh), which)
+    return load(leaf.folder, abstract_state(task, mesh), preferred(leaf))
 
 
 def evaluate(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> dict[str, float]:

@@ -83,7 +83,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything the loop reads. `task` goes to the task's constructor, except its `name`."""
+    """Everything the loops read. `task` goes to the task's constructor, except its `name`.
+
+    A card that has jobs and trains nothing leaves out `task`, `steps` and `batch_size`; they are
+    then {}, 0 and 0.
+    """
 
     task: Mapping  # name = "module:attribute", and the constructor's keywords
     steps: int
@@ -100,8 +104,13 @@ class Experiment:
     # Name -> keys of the card that it changes, nested or dotted. A ConfigDict forgets the order
     # of its keys unless made with sort_keys=False; the table has a row a run in this order.
     runs: Mapping = field(default_factory=dict)
+    # Verb -> {"name": "module:attribute", the keywords of its constructor}; see launch/jobs.py.
+    jobs: Mapping = field(default_factory=dict)
+    workers: int = 1  # threads that run the cases of a job
 
 
+TRAINING = {"task": {}, "steps": 0, "batch_size": 0}  # of a card that trains nothing
+JOB_VERBS = ("explain", "prepare", "predict", "evaluate")
 LEGAL = {
     "optimizer.name": ("sgd", "adam", "adamw"),
     "optimizer.schedule": ("constant", "cosine", "step"),
@@ -123,6 +132,7 @@ AT_LEAST = {
     "optimizer.weight_decay": 0,
     "mesh.fsdp": 1,
     "mesh.data": -1,
+    "workers": 1,
     "optimizer.end_factor": 0,
     "optimizer.momentum": 0,
     "optimizer.beta1": 0,
@@ -132,6 +142,7 @@ ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.step_factor", "optimizer.eps
 BELOW = {
     "seed": 2**32,  # what grain's shuffle takes
     "steps": 2**31,  # what optax counts
+    "workers": 1025,
     "optimizer.momentum": 1,
     "optimizer.beta1": 1,
     "optimizer.beta2": 1,
@@ -225,8 +236,11 @@ def build(values: Mapping[str, Any]) -> Experiment:
     Raises:
         SetupError: unknown or missing key, wrong type, value out of range; it names the key.
     """
-    made = _build(Experiment, values)
+    trains = not values.get("jobs") or values.get("task")
+    made = _build(Experiment, values if trains else {**TRAINING, **values})
     for key in schema():
+        if not trains and key in TRAINING:
+            continue
         group, _, name = key.rpartition(".")
         value = getattr(getattr(made, group) if group else made, name)
         if key in LEGAL and value not in LEGAL[key]:
@@ -252,9 +266,9 @@ def _check_together(made: Experiment) -> None:
     for at in made.optimizer.step_at:
         if type(at) is not int or at < 1:
             raise SetupError(f"config.optimizer.step_at holds {at!r}; legal are steps from 1")
-    name = made.task.get("name")
-    if not isinstance(name, str) or name.count(":") != 1:
-        raise SetupError(f"config.task.name = {name!r} must be 'module:attribute'")
+    _check_jobs(made.jobs)
+    if made.task or not made.jobs:
+        _check_name(made.task, "task")
     if made.mesh.data == 0:
         raise SetupError("config.mesh.data = 0 must be -1 (all devices) or at least 1")
     if made.checkpoint.best and not made.eval_every:
@@ -262,6 +276,23 @@ def _check_together(made: Experiment) -> None:
             f"config.checkpoint.best = {made.checkpoint.best!r} needs "
             "config.eval_every of at least 1"
         )
+
+
+def _check_jobs(jobs: Mapping) -> None:
+    for verb, section in jobs.items():
+        if verb not in JOB_VERBS:
+            raise unknown_key(f"config.jobs.{verb}", [f"config.jobs.{v}" for v in JOB_VERBS])
+        if not isinstance(section, Mapping):
+            raise SetupError(
+                f"config.jobs.{verb} = {section!r} must be a mapping with a name and keywords"
+            )
+        _check_name(section, f"jobs.{verb}")
+
+
+def _check_name(section: Mapping, key: str) -> None:
+    name = section.get("name")
+    if not isinstance(name, str) or name.count(":") != 1:
+        raise SetupError(f"config.{key}.name = {name!r} must be 'module:attribute'")
 
 
 # ------------------------------------------------------------------------- what a task offers

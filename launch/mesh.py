@@ -78,3 +78,13 @@ def place(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
 def shardings(placed: Any) -> Any:
     """The shardings alone of what `place` returned."""
     return jax.tree.map(lambda leaf: leaf.sharding, placed)
+
+
+def alone() -> jax.sharding.Mesh:
+    """The mesh of this process' first device, for work that processes do apart."""
+    return jax.make_mesh(
+        (1, 1),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=jax.local_devices()[:1],
+    )

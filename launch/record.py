@@ -69,7 +69,7 @@ class Recorder:
 
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         # Where nobody watches a bar, plain lines are written instead.
-        self._bar = _bar() if sys.stderr.isatty() else None
+        self._bar = bar() if sys.stderr.isatty() else None
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.steps, completed=start, told="")
@@ -126,7 +126,8 @@ class Recorder:
                 self._board.close()
 
 
-def _bar() -> rich.progress.Progress:
+def bar() -> rich.progress.Progress:
+    """A progress bar on stderr: how far, what was told last, elapsed time, ETA."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),

@@ -18,7 +18,7 @@ from launch.experiment import SetupError
 
 # These cannot change what is learnt or scored, so a run may go on with other values.
 FREE = (
-    *("mesh.data", "mesh.fsdp", "tensorboard", "log_every", "eval_batch_size"),
+    *("mesh.data", "mesh.fsdp", "tensorboard", "log_every", "eval_batch_size", "workers"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_best"),
 )
 # The learning rate of a step does not depend on how many steps there are.
@@ -55,13 +55,13 @@ def no_space(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Keep a second training out of `workdir` while the block runs.
+def lock(workdir: Path, what: str = "training") -> Iterator[None]:
+    """Keep a second training or job out of `workdir` while the block runs.
 
     The system drops the lock when the process ends, however it ends: none is ever left over.
 
     Raises:
-        SetupError: another process trains there; the message names it.
+        SetupError: another process works there; the message names it.
     """
     with (workdir / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -69,7 +69,7 @@ def lock(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise SetupError(
-                f"another training is running in {str(workdir)!r} ({file.read().strip()}): "
+                f"another {what} is running in {str(workdir)!r} ({file.read().strip()}): "
                 "wait for it, or use another --workdir"
             ) from None
         except OSError:  # a file system without locks
@@ -118,11 +118,12 @@ def stored_config(leaf: Leaf) -> dict[str, Any] | None:
     return None
 
 
-def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
+def dotted(values: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a nested mapping; an empty mapping is a value."""
     flat = {}
     for name, value in values.items():
         below = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{name}.") if below else {prefix + name: value}
+        flat |= dotted(value, f"{prefix}{name}.") if below else {prefix + name: value}
     return flat
 
 
@@ -131,10 +132,10 @@ def changes(old: Mapping, new: Mapping, *, grow: bool = True) -> list[str]:
 
     With `grow`, `steps` may be more than before, where the schedule does not depend on it.
     """
-    before, after, told = _flat(old), _flat(new), []
+    before, after, told = dotted(old), dotted(new), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
-        if a == b or key in FREE:
+        if a == b or key in FREE or key.partition(".")[0] == "jobs":
             continue
         why = ""
         if key == "steps" and grow and isinstance(a, int) and b > a:
