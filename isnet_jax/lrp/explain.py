@@ -19,7 +19,8 @@ from flax import nnx
 
 from isnet_jax.legal import check
 from isnet_jax.lrp import taps
-from isnet_jax.lrp.composite import Composite, create
+from isnet_jax.lrp.composite import Composite, create, rule_layers
+from isnet_jax.lrp.conservation import absorbed as absorption
 from isnet_jax.lrp.rules import ZB
 
 Array = jax.Array
@@ -218,12 +219,16 @@ class Explanation(NamedTuple):
         conservation_gap: (b,) or (b, k): explained quantity minus the relevance that arrived,
             in units of the logit: what biases and stabilisers absorbed.
         hidden: path -> relevance at that layer's output, (b, ...) or (b, k, ...).
+        absorbed: path of every layer that can carry a rule -> (b,) or (b, k), its part of the
+            gap, if asked for. What they leave of the gap was lost between them: by plain
+            functions of the model that are not homogeneous.
     """
 
     relevance: Array
     logits: Array
     conservation_gap: Array
     hidden: dict[str, Array]
+    absorbed: dict[str, Array]
 
 
 def explain(
@@ -234,6 +239,7 @@ def explain(
     composite: str | Composite = "epsilon",
     strategy: str = "loop",
     hidden: tuple[str, ...] = (),
+    absorbed: bool = False,
 ) -> Explanation:
     """LRP heatmaps of a model built from `isnet_jax.lrp.layers`; the model is not changed.
 
@@ -249,6 +255,7 @@ def explain(
         composite: a `Composite` or a preset's name (see `isnet_jax.lrp.composite.PRESETS`).
         strategy: "loop" or "vmap" for ``target="each"``.
         hidden: slash paths of layers whose output's relevance is wanted too.
+        absorbed: also tell what every layer absorbed, at the cost of a second program.
 
     Raises:
         ValueError: bad x, unknown target or composite, a class outside the logits, an unmatched
@@ -284,11 +291,15 @@ def explain(
     if classes is not None and not bool(((classes >= 0) & (classes < count)).all()):
         raise ValueError(f"target has a class outside 0..{count - 1}: {np.asarray(classes)}")
     arrived = maps.relevance.sum(tuple(range(2, maps.relevance.ndim)))
-    gap = maps.quantities - arrived
+    gap, lost = maps.quantities - arrived, {}
+    if absorbed:
+        paths = tuple(path for path, _ in rule_layers(twin))
+        terminal = twin.input_layer if composite.terminal(model) else None
+        lost = _absorbed(graphdef, nnx.to_pure_dict(state), x, classes, start, paths, terminal)
     if isinstance(start, EachLogit):
-        return Explanation(maps.relevance, maps.logits, gap, maps.hidden)
-    first = {path: inner[:, 0] for path, inner in maps.hidden.items()}
-    return Explanation(maps.relevance[:, 0], maps.logits, gap[:, 0], first)
+        return Explanation(maps.relevance, maps.logits, gap, maps.hidden, lost)
+    first = jax.tree.map(lambda a: a[:, 0], (maps.relevance, gap, maps.hidden, lost))
+    return Explanation(first[0], maps.logits, *first[1:])
 
 
 def _check_box(composite: Composite, model: nnx.Module, x: Array) -> None:
@@ -317,6 +328,14 @@ def _explain(graphdef, state, x, classes, start, terminal, strategy, hidden):
     return relevance(
         f, x, start, terminal=terminal, classes=classes, strategy=strategy, hidden=hidden
     )
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _absorbed(graphdef, state, x, classes, start, paths, terminal):
+    def f(x, meters):
+        return taps.flows(nnx.merge(graphdef, state), x, paths, meters)
+
+    return absorption(f, x, lambda y: start.quantities(y, classes), paths, terminal)
 
 
 def _target(target, batch: int) -> tuple[Start, Array | None]:

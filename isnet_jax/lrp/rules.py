@@ -84,11 +84,12 @@ class Pass(Rule):
             "layer_norm",
             "activation",
             "attention",
+            "embedding",
         }
     )
 
 
-_OUTPUT_KINDS = Pass.kinds - {"layer_norm", "activation", "attention"}
+_OUTPUT_KINDS = Pass.kinds - {"layer_norm", "activation", "attention", "embedding"}
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,32 @@ class Activation(nnx.Module):
         return x * (ops.constant_in_map(gate) if isinstance(self.rule, AttnLRP | CPLRP) else gate)
 
 
+class Embedding(nnx.Module):
+    """A class token before the patches' tokens, and a position added to each.
+
+    (b, t, c) to (b, t + 1, c). Both are constants of the network, so they absorb relevance as a
+    bias does.
+
+    Args:
+        tokens: t + 1.
+        features: c.
+        rngs: initialisation.
+    """
+
+    kind = "embedding"
+
+    def __init__(self, tokens: int, features: int, *, rngs: nnx.Rngs) -> None:
+        self.class_token = nnx.Param(jnp.zeros((1, 1, features)))
+        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, tokens, features)))
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Embeds x (b, t, c)."""
+        first = jnp.broadcast_to(self.class_token[...], (len(x), 1, x.shape[-1]))
+        position = jnp.broadcast_to(self.position[...], (len(x), *self.position.shape[1:]))
+        return jnp.concatenate((first, x), axis=1) + position
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention, (b, t, c) to (b, t, c).
 

@@ -6,6 +6,7 @@ to a family stands in its own file, as `Backbone.torch_names` and its neighbours
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -138,7 +139,9 @@ def torch_places(model: nnx.Module) -> tuple[dict[str, Place], set[str]]:
             grid = model.torch_flattened.get(ours) if attribute == "kernel" else None
             places[f"{theirs}.{field}"] = Place(shape, (*path, attribute), grid)
     for theirs, ours in model.torch_arrays().items():
-        places[theirs] = Place(getattr(model, ours).shape, (ours,), None, kept=True)
+        path = tuple(ours.split("/"))
+        shape = functools.reduce(getattr, path, model).shape
+        places[theirs] = Place(shape, path, None, kept=True)
     return places, counters
 
 

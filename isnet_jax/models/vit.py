@@ -6,11 +6,10 @@ import math
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from isnet_jax.lrp.layers import Add, Conv, Dense
-from isnet_jax.lrp.transformer import Activation, Attention, LayerNorm
+from isnet_jax.lrp.transformer import Activation, Attention, Embedding, LayerNorm
 from isnet_jax.models.backbone import Backbone
 
 
@@ -76,8 +75,8 @@ class ViT(Backbone):
         rngs: nnx.Rngs,
     ) -> None:
         self.patches = Conv(in_channels, width, (patch, patch), strides=patch, rngs=rngs)
-        self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
-        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, tokens, width)))
+        self.count, self.side = tokens - 1, patch
+        self.embedding = Embedding(tokens, width, rngs=rngs)
         self.blocks = nnx.List(
             [EncoderBlock(width, heads, hidden, rngs=rngs) for _ in range(depth)]
         )
@@ -88,16 +87,13 @@ class ViT(Backbone):
         """Logits (b, num_classes) of x (b, h, w, in_channels)."""
         patches = self.patches(x)  # (b, rows, columns, width)
         tokens = patches.reshape(len(x), -1, patches.shape[-1])
-        expected = self.position.shape[1] - 1
-        if tokens.shape[1] != expected:
-            side = math.isqrt(expected) * self.patches.kernel_size[0]
+        if tokens.shape[1] != self.count:
+            side = math.isqrt(self.count) * self.side
             raise ValueError(
                 f"ViT: images of shape {x.shape[1:3]} give {tokens.shape[1]} patches, expected "
-                f"{expected} (as ({side}, {side}) images do)"
+                f"{self.count} (as ({side}, {side}) images do)"
             )
-        first = jnp.broadcast_to(self.class_token[...], (len(x), 1, tokens.shape[-1]))
-        position = jnp.broadcast_to(self.position[...], (len(x), *self.position.shape[1:]))
-        tokens = jnp.concatenate((first, tokens), axis=1) + position
+        tokens = self.embedding(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         return self.classifier(self.norm(tokens)[:, 0])
@@ -124,4 +120,7 @@ class ViT(Backbone):
 
     def torch_arrays(self) -> dict[str, str]:
         """See `Backbone`."""
-        return {"class_token": "class_token", "encoder.pos_embedding": "position"}
+        return {
+            "class_token": "embedding/class_token",
+            "encoder.pos_embedding": "embedding/position",
+        }
