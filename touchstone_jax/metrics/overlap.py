@@ -15,13 +15,13 @@ convention, which then decides the value of two empty masks alone.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from touchstone_jax.metrics.arguments import known, pair
 
 Array = jax.Array
 
@@ -58,6 +58,7 @@ def dice(
         ValueError: unknown option, unlike shapes, another type of mask, or a label out of range.
             Under jit and vmap labels cannot be looked at: such voxels then count nowhere.
     """
+    check_options(convention, empty)
     both, predicted, referred = _counts(pred, ref, num_classes)
     quirk = jnp.uint32(convention == "touchstone")
     return _ratio(2 * both, predicted + referred, quirk, referred, convention, empty)
@@ -76,6 +77,7 @@ def iou(
     Arguments, empty masks and errors as in `dice`; the convention only decides the value of two
     empty masks.
     """
+    check_options(convention, empty)
     both, predicted, referred = _counts(pred, ref, num_classes)
     union = predicted + referred - both
     return _ratio(both, union, jnp.uint32(0), referred, convention, empty)
@@ -89,7 +91,17 @@ def joint_histogram(pred: Array | np.ndarray, ref: Array | np.ndarray, num_class
     Raises:
         ValueError: as in `dice`.
     """
-    return _histogram(*_check(pred, ref, num_classes), num_classes)
+    return _histogram(*pair(pred, ref, num_classes), num_classes)
+
+
+def check_options(convention: str, empty: str) -> None:
+    """Refuses unknown conventions and policies.
+
+    Raises:
+        ValueError: naming the option and the legal values.
+    """
+    known("convention", convention, CONVENTIONS)
+    known("policy for empty masks", empty, EMPTY)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -98,15 +110,15 @@ def _histogram(pred: Array, ref: Array, num_classes: int) -> Array:
     pred, ref = pred.astype(jnp.int32), ref.astype(jnp.int32)
     legal = (pred >= 0) & (pred < num_classes) & (ref >= 0) & (ref < num_classes)
     # Voxels with an illegal label go to one bin more, which is dropped.
-    pair = jnp.where(legal, pred * num_classes + ref, num_classes**2).ravel()
-    counts = jnp.bincount(pair, length=num_classes**2 + 1)[:-1]
+    both = jnp.where(legal, pred * num_classes + ref, num_classes**2).ravel()
+    counts = jnp.bincount(both, length=num_classes**2 + 1)[:-1]
     return counts.astype(jnp.uint32).reshape(num_classes, num_classes)
 
 
 def _counts(pred, ref, num_classes: int | None) -> tuple[Array, Array, Array]:
     """Voxels in both, in the prediction, in the reference; uint32, () or (num_classes,)."""
     if num_classes is None:
-        pred, ref = _check(pred, ref, None)
+        pred, ref = pair(pred, ref, None)
         return tuple(jnp.sum(m, dtype=jnp.uint32) for m in (pred & ref, pred, ref))
     joint = joint_histogram(pred, ref, num_classes)
     return (
@@ -120,8 +132,6 @@ def _ratio(
     part: Array, whole: Array, quirk: Array, referred: Array, convention: str, empty: str
 ) -> Array:
     """Part over (whole + quirk), and the policy where ``whole`` is 0."""
-    _known("convention", convention, CONVENTIONS)
-    _known("policy for empty masks", empty, EMPTY)
     neither = {"zero": 0.0, "one": 1.0, "nan": float("nan")}.get(empty, CONVENTIONS[convention])
     dtype = jnp.result_type(float)
     below = jnp.where(whole > 0, whole + quirk, jnp.uint32(1)).astype(dtype)
@@ -129,37 +139,3 @@ def _ratio(
     if empty == "nan_without_reference":
         return jnp.where(referred > 0, score, jnp.asarray(jnp.nan, dtype))
     return score
-
-
-def _check(pred, ref, num_classes: int | None) -> tuple[Array, Array]:
-    """The two as JAX arrays; looked at before, since JAX cuts int64 down to int32."""
-    named = {
-        name: mask if isinstance(mask, jax.Array) else np.asarray(mask)
-        for name, mask in (("pred", pred), ("ref", ref))
-    }
-    shapes = [mask.shape for mask in named.values()]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"pred has shape {shapes[0]}, ref {shapes[1]}; expected the same")
-    # Above, a pair of labels no longer fits int32.
-    if num_classes is not None and not 1 <= num_classes <= 2**15:
-        raise ValueError(f"num_classes={num_classes}; must lie in 1..{2**15}")
-    for name, mask in named.items():
-        if num_classes is None:
-            if mask.dtype != bool:
-                raise ValueError(
-                    f"{name} is {mask.dtype}: give boolean masks, or num_classes for label maps"
-                )
-        elif not jnp.issubdtype(mask.dtype, jnp.integer):
-            raise ValueError(f"{name} is {mask.dtype}; with num_classes, give integer labels")
-        elif mask.size and not isinstance(mask, jax.core.Tracer):
-            for label in (int(mask.min()), int(mask.max())):
-                if not 0 <= label < num_classes:
-                    raise ValueError(f"{name} has label {label}; legal: 0..{num_classes - 1}")
-    return jnp.asarray(named["pred"]), jnp.asarray(named["ref"])
-
-
-def _known(what: str, name: str, legal: Iterable[str]) -> None:
-    if name not in legal:
-        near = difflib.get_close_matches(str(name), legal, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}legal values: {', '.join(legal)}")
