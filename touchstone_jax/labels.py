@@ -98,5 +98,6 @@ def map_labels(
             mapped[side] = target.indices.get(name, 0)
         report.dropped.update({own: dropped} if dropped else {})
     counts = np.bincount(mapped.ravel(), minlength=target.num_classes)
-    report.voxels = {name: int(counts[i]) for name, i in target.indices.items()}
+    there = set(target.classes) - set(report.missing)
+    report.voxels = {name: int(counts[target.indices[name]]) for name in sorted(there)}
     return mapped, report

@@ -24,7 +24,8 @@ class Report:
     """What happened on the way to a label map.
 
     Attributes:
-        voxels: class of the target to the voxels of its own mask, before overlaps were decided.
+        voxels: class of the target to the voxels of its own mask, before overlaps were decided;
+            only classes that were there to read.
         overlaps: "a & b" to the voxels that both classes claimed.
         dropped: class of the source to voxels that no side of a pair got.
         ignored: classes of the source that the target has no place for.
@@ -55,7 +56,7 @@ class Painting:
             raise ValueError(f"{target.name} has {target.num_classes} classes; at most 256 fit")
         self.labels = np.zeros(shape, np.uint8)
         self.target, self.overlap, self.case = target, overlap, case
-        self.report = Report(voxels=dict.fromkeys(target.classes, 0))
+        self.report = Report()
         self.sizes = np.zeros(256, np.int64)
 
     def add(self, name: str, mask: Bool[np.ndarray, "x y z"]) -> None:
@@ -67,7 +68,7 @@ class Painting:
         index = self.target.indices[name]
         # Of a merged class (lung lobes) the parts do not compete with each other.
         size = int(np.count_nonzero(mask & (self.labels != index)))
-        self.report.voxels[name] += size
+        self.report.voxels[name] = self.report.voxels.get(name, 0) + size
         self.sizes[index] += size
         held = self.labels[mask]
         taken = np.bincount(held, minlength=256)

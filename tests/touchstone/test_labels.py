@@ -55,7 +55,7 @@ def test_overlaps_by_every_policy_in_every_order(order, overlap: str) -> None:
     np.testing.assert_array_equal(labels, _slow(masks, rank))
     assert labels.dtype == np.uint8
     assert report.overlaps == {"gall_bladder & liver": 8, "gall_bladder & spleen": 8}
-    assert report.voxels["liver"] == 64 and report.voxels["aorta"] == 0
+    assert report.voxels["liver"] == 64 and "aorta" not in report.voxels
 
 
 def test_overlaps_can_be_refused_and_mistakes_are_told() -> None:
