@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 SEVERITIES = ("error", "warning")
 
@@ -101,3 +103,14 @@ def refusal(case: str, check: str, message: str, fix: str) -> VolumeError:
 def exit_code(findings: Iterable[Finding]) -> int:
     """1 if any finding is an error, else 0: warnings alone do not stop a script."""
     return int(any(f.severity == "error" for f in findings))
+
+
+def write_findings(path: Path, findings: Iterable[Finding]) -> None:
+    """One JSON object a line."""
+    lines = (json.dumps(finding.to_json(), ensure_ascii=False) + "\n" for finding in findings)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_findings(path: Path) -> list[Finding]:
+    """What `write_findings` wrote."""
+    return [Finding(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

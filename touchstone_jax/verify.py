@@ -46,6 +46,11 @@ class Examined:
     report: Report | None = None
     digest: str = ""
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether any finding is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
     def raise_errors(self) -> None:
         """Nothing if there are only warnings.
 
