@@ -116,3 +116,24 @@ def test_the_same_card_trains_when_nothing_is_wrong(card, tmp_path, capsys):
     printed = capsys.readouterr()
     assert code == 0, printed.err
     assert "val/accuracy" in printed.out
+
+
+JOB = {
+    "images": ("--config.jobs.explain.imagse=x", "'config.jobs.explain.imagse': did you mean"),
+    "data": ("--config.jobs.explain.model.weights=data:squeezenet", "explain.model.weights: unkn"),
+    "verb": ("--config.jobs.expain.images=x", "'config.jobs.expain.images': did you mean"),
+    "workers": ("--config.workers=many", "config.workers = 'many' must be int"),
+    "steps": ("--config.steps=3", "unknown key 'config.steps'"),
+}
+
+
+@pytest.mark.parametrize(("argument", "said"), JOB.values(), ids=list(JOB))
+def test_a_mistake_with_images_to_explain_is_one_line(argument, said, tmp_path, capsys):
+    where = ["--config", "configs/isnet/explain.py", "--workdir", str(tmp_path)]
+    check(main(["explain", *where, argument]), capsys, said)
+
+
+def test_what_cannot_be_trained_says_so(tmp_path, capsys):
+    where = ["--config", "configs/isnet/explain.py", "--workdir", str(tmp_path)]
+    check(main(["train", *where]), capsys, "no config.task, so there is nothing to train")
+    check(main(["predict", *where]), capsys, "no config.jobs.predict")
