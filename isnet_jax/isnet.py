@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from isnet_jax.lrp import (
     Selective,
     Stochastic,
     TopProbability,
+    ops,
     relevance,
     taps,
 )
@@ -60,6 +62,8 @@ class ISNet:
             view of its own: XLA merges its forward with the first one's.
         deep: LRP deep supervision: the loss also on the maps at the model's `supervised` layers.
         deep_decay: ranked pooling decay over the layers; 1 is their mean.
+        remat: keep the convolutions' results only and compute what lies between them again in
+            the backward pass: less memory, some more time, the same numbers.
     """
 
     start: Start = field(default_factory=Selective)
@@ -70,6 +74,7 @@ class ISNet:
     also: tuple[tuple[Start, Composite], ...] = ()
     deep: bool = False
     deep_decay: float = 1.0
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -205,21 +210,25 @@ def heatmaps(
     hidden = graphs.supervised if isnet.deep else ()
     if isnet.deep and not hidden:
         raise ValueError("LRP deep supervision needs a model with an attribute `supervised`")
+
+    def of_one(start: Start, view: View, params: Tree, rest: Tree, x: Array) -> Maps:
+        graphdef = view.train if training else view.infer
+        return relevance(
+            (bind_tapped if hidden else bind)(graphdef, params, rest),
+            x,
+            start,
+            terminal=view.terminal,
+            strategy=isnet.strategy,
+            hidden=hidden,
+            rng=rng,
+        )
+
     made = []
     for (start, _), view in zip(isnet.parts, graphs.views, strict=True):
-        graphdef = view.train if training else view.infer
-        f = (bind_tapped if hidden else bind)(graphdef, params, rest)
-        made.append(
-            relevance(
-                f,
-                x,
-                start,
-                terminal=view.terminal,
-                strategy=isnet.strategy,
-                hidden=hidden,
-                rng=rng,
-            )
-        )
+        maps = partial(of_one, start, view)
+        if isnet.remat:
+            maps = jax.checkpoint(maps, policy=ops.keep_products)
+        made.append(maps(params, rest, x))
     return made
 
 

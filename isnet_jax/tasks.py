@@ -22,7 +22,7 @@ from isnet_jax import isnet, metrics
 from isnet_jax.data import TRAIN, VAL, as_dataset, load
 from isnet_jax.legal import call, check
 from isnet_jax.losses import HeatmapLoss, tune_cuts
-from isnet_jax.lrp import Logit, relevance
+from isnet_jax.lrp import Logit, compute_in, relevance
 from isnet_jax.lrp import create as create_composite
 from isnet_jax.models import create
 
@@ -52,6 +52,8 @@ class MaskedClassifier:
         strategy: "loop" or "vmap" over maps.
         deep: LRP deep supervision (loss on hidden maps too).
         deep_decay: ranked pooling decay over its layers.
+        remat: less memory for some more time; see `isnet_jax.isnet.ISNet`.
+        compute: ``dtype`` and ``forward`` of `isnet_jax.lrp.compute_in`; {} is float32.
 
     Raises:
         ValueError: any argument outside its legal values; a composite that leaves a layer of the
@@ -76,6 +78,8 @@ class MaskedClassifier:
         strategy: str = "loop",
         deep: bool = False,
         deep_decay: float = 1.0,
+        remat: bool = False,
+        compute: Mapping[str, Any] = {},
     ) -> None:
         check("method", method, METHODS)
         numbers = all(isinstance(cut, int | float) for cut in cuts)
@@ -92,6 +96,7 @@ class MaskedClassifier:
             "strategy": strategy,
             "deep": deep,
             "deep_decay": deep_decay,
+            "remat": remat,
         }
         explainer = isnet.ISNet(**settings)
         self._isnet = None
@@ -101,6 +106,7 @@ class MaskedClassifier:
         self.test_splits = self._data.test
         channels = self._data.arrays[TRAIN]["image"].shape[-1]
         self._model = {"in_channels": channels, **model, "num_classes": self._data.num_classes}
+        self._compute = {"dtype": None, **compute}
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
         self._graphs = isnet.programs(abstract, *(rules for _, rules in explainer.parts))
         if deep and not self._graphs.supervised:
@@ -111,7 +117,8 @@ class MaskedClassifier:
         )
 
     def _create(self, rngs: nnx.Rngs) -> nnx.Module:
-        return create(**self._model, rngs=rngs)
+        model = create(**self._model, rngs=rngs)
+        return call("compute", "model", {"model": partial(compute_in, model=model)}, self._compute)
 
     def dataset(self, split: str) -> grain.MapDataset:
         """Items {"image" (h, w, c), "mask" (h, w, 1), "label" ()} of a split, in order."""

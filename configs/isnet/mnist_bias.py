@@ -61,6 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "strategy": "loop",
             "deep": False,  # LRP deep supervision
             "deep_decay": 1.0,
+            "remat": False,  # less memory, somewhat slower
+            "compute": {},  # {"dtype": "bfloat16", "forward": False} rounds in derivatives only
         }
     )
     config.steps = 1000

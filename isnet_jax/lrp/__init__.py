@@ -23,6 +23,7 @@ from isnet_jax.lrp.explain import (
     relevance,
 )
 from isnet_jax.lrp.flex import Finding, Flexed, flex
+from isnet_jax.lrp.layers import compute_in
 from isnet_jax.lrp.rules import (
     CPLRP,
     RULES,
@@ -69,6 +70,7 @@ __all__ = [
     "WSquare",
     "ZPlus",
     "attach",
+    "compute_in",
     "create",
     "explain",
     "flex",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from flax import nnx
 
-from isnet_jax.lrp import layers, transformer
+from isnet_jax.lrp import layers, ops, transformer
 from isnet_jax.lrp.composite import Composite
 
 _OURS: dict[type, type] = {
@@ -62,6 +63,9 @@ def _adopt(module: nnx.Module, name: str) -> None:
             raise ValueError(f"convolution {name}: a dilated input has no rule")
     module.__class__ = _OURS[type(module)]
     module.rule = None
+    if isinstance(module, layers.Conv | layers.Dense):
+        # What flax calls dtype: the one that operands are rounded to.
+        module.rounding = module.dtype and ops.Rounding(jnp.dtype(module.dtype).name)
     if isinstance(module, layers.Conv):
         module.norm = None
     if isinstance(module, layers.BatchNorm):

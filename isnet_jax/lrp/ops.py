@@ -11,14 +11,16 @@ Layout: channels last, kernels (*window, in, out).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from isnet_jax.lrp.rules import (
     Epsilon,
@@ -57,6 +59,25 @@ def halve_in_map(value: Array) -> Array:
 
 
 halve_in_map.defvjp(lambda value: (value, None), lambda _, m: (0.5 * m,))
+
+
+# ---------------------------------------------------------------- rematerialisation
+
+_PRODUCT = "isnet_jax.product"
+
+
+def keep_products(primitive: Any, *args: Any, **params: Any) -> Any:
+    """A policy for `jax.checkpoint`: keep what convolutions and products made, redo the rest.
+
+    What lies between them (normalisation, stabilisers, ReLUs, concatenations) is most of an
+    ISNet's memory and little of its arithmetic.
+    """
+    if primitive.name in ("conv_general_dilated", "dot_general"):
+        return True
+    return _keep_named(primitive, *args, **params)
+
+
+_keep_named = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
 
 
 # ---------------------------------------------------------------- rules
@@ -158,16 +179,58 @@ def apply_output_rule(rule: Rule | None, z: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """In which dtype products are multiplied; sums, values and relevance keep the wide dtype.
+
+    Attributes:
+        dtype: name of the narrow dtype, e.g. "bfloat16".
+        forward: also for the network's own values. False rounds in derivatives only: every ReLU
+            and maximum then stays on the side that it is on in the wide dtype.
+    """
+
+    dtype: str
+    forward: bool = True
+
+
+def multiply(
+    product: Callable[..., Array], rounding: Rounding | None
+) -> Callable[[Array, Array], Array]:
+    """``product(a, b)`` with operands rounded as `Rounding` says; None changes nothing."""
+    if rounding is None:
+        return product
+
+    def narrow(a: Array, b: Array) -> Array:
+        rounded = product(a.astype(rounding.dtype), b.astype(rounding.dtype))
+        return rounded.astype(a.dtype)
+
+    if rounding.forward:
+        return narrow
+    wide = jax.custom_vjp(product)
+    # The fwd is the decorated form, for derivatives of any order to round (cf. `_conv_fwd`).
+    wide.defvjp(lambda a, b: (wide(a, b), (a, b)), lambda ab, ct: jax.vjp(narrow, *ab)[1](ct))
+    return wide
+
+
+def narrowed(linear: MatMap | ConvMap) -> MatMap | ConvMap:
+    """The map as derivatives use it: rounding whatever its own forward pass does."""
+    if linear.rounding is None or linear.rounding.forward:
+        return linear
+    return replace(linear, rounding=replace(linear.rounding, forward=True))
+
+
+@dataclass(frozen=True)
 class MatMap:
     """``x @ w``: x (..., in), w (in, out)."""
 
+    rounding: Rounding | None = None
+
     def __call__(self, x: Array, w: Array) -> Array:
         """Returns (..., out)."""
-        return x @ w
+        return multiply(jnp.matmul, self.rounding)(x, w)
 
     def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
         """Transpose in x: s (..., out) to (..., in)."""
-        return s @ w.T
+        return narrowed(self)(s, w.T)
 
 
 @dataclass(frozen=True)
@@ -265,20 +328,22 @@ class ConvMap:
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int = 1
+    rounding: Rounding | None = None
 
     def __call__(self, x: Array, w: Array) -> Array:
         """Convolves x (b, *space, in) with w (*window, in // groups, out): (b, *pooled, out)."""
-        return _conv(self, x, w) if self._strided else _conv_raw(self, x, w)
+        return _conv(self, x, w) if self._closed else _conv_raw(self, x, w)
 
     def pull(self, s: Array, w: Array, x_shape: tuple[int, ...]) -> Array:
         """Transpose in x: s (b, *pooled, out) to x_shape."""
-        if self._strided:
-            return _conv_input(self, tuple(x_shape), s, w)
-        return _transpose(lambda x: _conv_raw(self, x, w), s, x_shape)
+        conv = narrowed(self)
+        if self._closed:
+            return _conv_input(conv, tuple(x_shape), s, w)
+        return _transpose(lambda x: _conv_raw(conv, x, w), s, x_shape)
 
     @property
-    def _strided(self) -> bool:
-        return any(stride != 1 for stride in self.strides)
+    def _closed(self) -> bool:
+        return any(stride != 1 for stride in self.strides) or narrowed(self) is not self
 
 
 def _transpose(linear_in_x, s, x_shape):
@@ -288,16 +353,16 @@ def _transpose(linear_in_x, s, x_shape):
 
 def _conv_raw(conv, x, w):
     space = "DHW"[-len(conv.strides) :]
-    numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
-    return lax.conv_general_dilated(
-        x,
-        w,
-        conv.strides,
-        conv.padding,
+    product = partial(
+        lax.conv_general_dilated,
+        window_strides=conv.strides,
+        padding=conv.padding,
         rhs_dilation=conv.dilation,
-        dimension_numbers=numbers,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         feature_group_count=conv.groups,
     )
+    rounds = conv.rounding is not None and conv.rounding.forward
+    return multiply(product, conv.rounding if rounds else None)(x, w)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -315,24 +380,29 @@ def _conv_kernel(conv, w_shape, x, s):
     return _transpose(lambda w: _conv_raw(conv, x, w), s, w_shape)
 
 
+def _product(value: Array) -> Array:
+    return checkpoint_name(value, _PRODUCT)
+
+
 # The fwds call the decorated functions, so that derivatives of any order stay inside the three.
 # That is safe here, unlike for the rules above: these derivatives are the true ones.
 def _conv_fwd(conv, x, w):
-    return _conv(conv, x, w), (x, w)
+    return _product(_conv(conv, x, w)), (x, w)
 
 
 def _conv_bwd(conv, residuals, s):
     x, w = residuals
-    return _conv_input(conv, x.shape, s, w), _conv_kernel(conv, w.shape, x, s)
+    conv = narrowed(conv)
+    return _product(_conv_input(conv, x.shape, s, w)), _conv_kernel(conv, w.shape, x, s)
 
 
 def _conv_input_fwd(conv, x_shape, s, w):
-    return _conv_input(conv, x_shape, s, w), (s, w)
+    return _product(_conv_input(conv, x_shape, s, w)), (s, w)
 
 
 def _conv_input_bwd(conv, x_shape, residuals, v):
     s, w = residuals
-    return _conv(conv, v, w), _conv_kernel(conv, w.shape, v, s)
+    return _product(_conv(conv, v, w)), _conv_kernel(conv, w.shape, v, s)
 
 
 def _conv_kernel_fwd(conv, w_shape, x, s):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,7 @@ class Attention(nnx.Module):
         self.qkv = Dense(features, 3 * features, rngs=rngs)
         self.out = Dense(features, features, rngs=rngs)
         self.rule: Rule | None = None
+        self.rounding: ops.Rounding | None = None
 
     def __call__(self, x: Array) -> Array:
         """Attends x (b, t, c) to itself."""
@@ -150,13 +152,16 @@ class Attention(nnx.Module):
             part.reshape(batch, tokens, self.heads, width)
             for part in jnp.split(self.qkv(x), 3, axis=-1)
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(width)
+        scores = self._einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(width)
         if isinstance(self.rule, AttnLRP):
             scores = ops.halve_in_map(scores)
         weights = jax.nn.softmax(scores, axis=-1)
         if isinstance(self.rule, CPLRP):
             weights = ops.constant_in_map(weights)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        mixed = self._einsum("bhqk,bkhd->bqhd", weights, v)
         if isinstance(self.rule, AttnLRP):
             mixed = ops.halve_in_map(mixed)
         return self.out(mixed.reshape(batch, tokens, features))
+
+    def _einsum(self, subscripts: str, a: Array, b: Array) -> Array:
+        return ops.multiply(partial(jnp.einsum, subscripts), self.rounding)(a, b)
