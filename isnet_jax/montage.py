@@ -108,13 +108,15 @@ def _put(
     bold: bool = False,
     anchor: str = "mt",
 ) -> None:
-    """Write one line, smaller if it is wider than `width`, at last cut."""
+    """Write one line, smaller if it is wider than `width`, at last cut before a double space."""
     for smaller in range(size, 8, -1):
         font = _font(smaller, bold=bold)
         if font.getlength(text) <= width:
             break
-    while len(text) > 1 and font.getlength(text) > width:
-        text = text[:-2] + "…"
+    name, gap, end = text.partition("  ")
+    while len(name) > 1 and font.getlength(name + gap + end) > width:
+        name = name[:-2] + "…"
+    text = name + gap + end
     pen.text(at, text, colour, font, anchor=anchor)
 
 
