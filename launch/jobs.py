@@ -52,8 +52,8 @@ class Job(Protocol):
     def run(self, case: str, folder: Path) -> Mapping[str, Any]:
         """Write the case's files into the empty `folder`; the case's flat, JSON-able row.
 
-        The folder gets its name when `run` returns; its parent is the job's folder. With `config.workers` above 1 it
-        is called from several threads at once.
+        The folder gets its name when `run` returns; its parent is the job's folder. With
+        `config.workers` above 1 it is called from several threads at once.
         """
 
     def fingerprint(self, case: str) -> str:
