@@ -81,8 +81,9 @@ def hd95(
         "deepmind": (inf, inf, inf),
     }[convention]
     masks = arguments.pair(pred, ref, num_classes)
-    measure = ("percentile", float(percentile))
-    forth, back, sizes = _directed(*masks, *_scales(spacing), num_classes, convention, measure)
+    by_area, what = convention == "deepmind", "max" if percentile == 100 else "percentile"
+    share = (Fraction(percentile) / 100).limit_denominator(2**14).as_integer_ratio()
+    forth, back, sizes = _directed(*masks, *_scales(spacing), share, num_classes, by_area, what)
     value = jnp.maximum(forth, back)
     return _with_policy(
         value, sizes, absent, empty, _diagonal(spacing, np.shape(pred)), num_classes
@@ -126,7 +127,8 @@ def assd(
             direction, absent
         )
     masks = arguments.pair(pred, ref, num_classes)
-    forth, back, sizes = _directed(*masks, *_scales(spacing), num_classes, convention, ("sum",))
+    by_area = convention == "deepmind"
+    forth, back, sizes = _directed(*masks, *_scales(spacing), (1, 1), num_classes, by_area, "sum")
     total = {"both": forth + back, "pred_to_ref": forth, "ref_to_pred": back}[direction]
     size = {"both": sizes.sum(1), "pred_to_ref": sizes[:, 0], "ref_to_pred": sizes[:, 1]}[direction]
     value = total / jnp.where(size > 0, size, jnp.ones((), size.dtype))
@@ -180,29 +182,30 @@ def _with_policy(
     return value[0] if num_classes is None else value
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
+@partial(jax.jit, static_argnums=(5, 6, 7))
 def _directed(
     pred: Array,
     ref: Array,
     spacing: Array,
     areas: Array,
+    share: tuple[Array, Array],
     num_classes: int | None,
-    convention: str,
-    measure: tuple,
+    by_area: bool,
+    what: str,
 ) -> tuple[Array, Array, Array]:
     """Measure of the distances from pred to ref, from ref to pred; sizes (classes, 2) of both."""
     pred, none = compact(pred, num_classes)
     ref, _ = compact(ref, num_classes)
-    surface = _elements if convention == "deepmind" else _voxels
-    by_area = convention == "deepmind"
+    surface = _elements if by_area else _voxels
 
     def one(label: Array) -> tuple[Array, Array, Array]:
         (p, size_p), (r, size_r) = (surface(x, label, none, areas) for x in (pred, ref))
-        measured = [
-            _measure(transform(~target, spacing), start, size, measure, by_area)
-            for start, size, target in ((p, size_p, r), (r, size_r, p))
-        ]
-        return *measured, jnp.stack([size_p.sum(), size_r.sum()])
+        # A loop over the two ways, so that the transform is compiled once.
+        forth, back = lax.map(
+            lambda way: _measure(transform(~way[2], spacing), *way[:2], share, by_area, what),
+            (jnp.stack([p, r]), jnp.stack([size_p, size_r]), jnp.stack([r, p])),
+        )
+        return forth, back, jnp.stack([size_p.sum(), size_r.sum()])
 
     return lax.map(one, jnp.arange(none, dtype=pred.dtype))
 
@@ -219,13 +222,21 @@ def _elements(labels: Array, label: Array, none: int, areas: Array) -> tuple[Arr
     return border(codes), areas[codes.astype(jnp.int32)]
 
 
-def _measure(distance: Array, surface: Array, size: Array, measure: tuple, by_area: bool) -> Array:
-    if measure == ("sum",):
-        return jnp.where(surface, distance * size, jnp.zeros((), distance.dtype)).sum()
-    share = Fraction(measure[1]).limit_denominator(10**4) / 100
-    if share == 1:
-        return jnp.where(surface, distance, jnp.zeros((), distance.dtype)).max(initial=0.0)
+def _measure(
+    distance: Array,
+    surface: Array,
+    size: Array,
+    share: tuple[Array, Array],
+    by_area: bool,
+    what: str,
+) -> Array:
+    """Sum by size, maximum, or percentile, of the distances where there is surface."""
+    zero = jnp.zeros((), distance.dtype)
+    if what == "sum":
+        return jnp.where(surface, distance * size, zero).sum()
+    if what == "max":
+        return jnp.where(surface, distance, zero).max(initial=0.0)
     if by_area:
-        enough = size.sum() * jnp.asarray(float(share), size.dtype)
-        return smallest(distance, size, enough)
+        top, bottom = (x.astype(size.dtype) for x in share)
+        return smallest(distance, size, size.sum() * (top / bottom))
     return linear_percentile(distance, surface, share)

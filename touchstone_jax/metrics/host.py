@@ -109,8 +109,8 @@ def _score(
     pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float, distances: bool
 ) -> Scores:
     """Scores of two masks on a box around both."""
-    predicted, referred = np.count_nonzero(pred), np.count_nonzero(ref)
-    both = np.count_nonzero(pred & ref)
+    # Python's ints: the scores are printed and written to JSON.
+    predicted, referred, both = (int(np.count_nonzero(m)) for m in (pred, ref, pred & ref))
     # The operations of `dice`, so that the bits agree.
     dsc = np.float32(2 * both) / np.float32(predicted + referred + 1)
     edges = [_edges(mask) for mask in (pred, ref)]
@@ -151,7 +151,7 @@ def _edges(mask: np.ndarray) -> np.ndarray:
 
 def _nsd(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> float:
     """NSD of two maps of edges."""
-    whole = np.count_nonzero(pred) + np.count_nonzero(ref)
+    whole = int(np.count_nonzero(pred)) + int(np.count_nonzero(ref))
     if not whole:
         return float("nan")
     near = ball(tolerance, spacing, pred.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -13,18 +12,19 @@ if TYPE_CHECKING:
 
 
 def linear_percentile(
-    distance: Float[Array, "*space"], surface: Bool[Array, "*space"], share: Fraction
+    distance: Float[Array, "*space"], surface: Bool[Array, "*space"], share: tuple[Array, Array]
 ) -> Float[Array, ""]:
     """Percentile of the distances at True voxels, between the two around share · (n - 1).
 
-    The default of numpy and torch (Hyndman and Fan 1996, definition 7). ``share`` in 0..1, of
-    small denominator. Meaningless without a True voxel.
+    The default of numpy and torch (Hyndman and Fan 1996, definition 7). ``share`` in 0..1 is a
+    fraction, numerator and denominator below 2^15. Meaningless without a True voxel.
     """
     n = surface.sum(dtype=jnp.int32)
-    last, (top, bottom) = n - 1, share.as_integer_ratio()
+    last, (top, bottom) = n - 1, (jnp.asarray(x, jnp.int32) for x in share)
     # share · last in whole numbers, without overflow: a float32 position would be cut.
     whole, rest = last // bottom, (last % bottom) * top
-    rank, fraction = whole * top + rest // bottom, (rest % bottom).astype(distance.dtype) / bottom
+    rank = whole * top + rest // bottom
+    fraction = (rest % bottom).astype(distance.dtype) / bottom.astype(distance.dtype)
     low = smallest(distance, surface.astype(jnp.int32), rank + 1)
     beyond = jnp.where(surface & (distance > low), distance, jnp.asarray(jnp.inf, distance.dtype))
     upto = jnp.sum(surface & (distance <= low), dtype=jnp.int32)
@@ -35,10 +35,10 @@ def linear_percentile(
 def smallest(
     distance: Float[Array, "*space"], weight: Shaped[Array, "*space"], enough: Shaped[Array, ""]
 ) -> Float[Array, ""]:
-    """Smallest distance (>= 0) up to which the weights sum to ``enough``; infinite if never.
+    """Smallest distance (>= 0) up to which the weights sum to ``enough`` and more than 0.
 
-    By bisection over the bits of the float, whose order is that of the numbers from 0 up: a
-    handful of sums instead of sorting a whole volume.
+    Infinite if they never do. By bisection over the bits of the float, whose order is that of the
+    numbers from 0 up: a handful of sums instead of sorting a whole volume.
     """
     kind = jnp.int32 if distance.dtype == jnp.float32 else jnp.int64
     bits = lax.bitcast_convert_type(distance, kind)
@@ -48,7 +48,8 @@ def smallest(
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low) // 2
-        reached = jnp.where(bits <= middle, weight, none).sum(dtype=weight.dtype) >= enough
+        upto = jnp.where(bits <= middle, weight, none).sum(dtype=weight.dtype)
+        reached = (upto >= enough) & (upto > 0)
         return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
 
     steps = 31 if kind == jnp.int32 else 63

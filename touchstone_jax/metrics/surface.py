@@ -75,15 +75,13 @@ def nsd(
         areas = jnp.asarray(surfel_areas(spacing), jnp.result_type(float))
         corners = tuple(n + 1 for n in pred.shape)
         scores = [
-            _by_area(pred, ref, areas, ball(t, spacing, corners), num_classes, empty)
-            for t in distinct
+            _by_area(pred, ref, areas, ball(t, spacing, corners), num_classes) for t in distinct
         ]
     else:
         scores = [
-            _by_voxels(pred, ref, ball(t, spacing, pred.shape), num_classes, empty)
-            for t in distinct
+            _by_voxels(pred, ref, ball(t, spacing, pred.shape), num_classes) for t in distinct
         ]
-    scores = jnp.stack(scores)
+    scores = jnp.stack([_share(*told, empty) for told in scores])
     if num_classes is None:
         return scores[0, 0]
     picked = np.array([distinct.index(t) for t in tolerances])
@@ -102,22 +100,24 @@ def _share(part: Array, whole: Array, referred: Array, empty: str) -> Float[Arra
     return share
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
+@partial(jax.jit, static_argnums=(2, 3))
 def _by_voxels(
-    pred: Array, ref: Array, near: Ball, num_classes: int | None, empty: str
-) -> Float[Array, " classes"]:
+    pred: Array, ref: Array, near: Ball, num_classes: int | None
+) -> tuple[Array, Array, Array]:
+    """Edge voxels of each class: hit, of both masks, of the reference; uint32."""
     pred, none = compact(pred, num_classes)
     ref, _ = compact(ref, num_classes)
     p, r = voxel_edges(pred, none), voxel_edges(ref, none)
     told = counts((p, within(p, r, near, none)), (r, within(r, p, near, none)), none)
     hits, whole = told[:, 1].sum(0, dtype=jnp.uint32), told.sum((0, 1), dtype=jnp.uint32)
-    return _share(hits, whole, told[1].sum(0, dtype=jnp.uint32), empty)
+    return hits, whole, told[1].sum(0, dtype=jnp.uint32)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
+@partial(jax.jit, static_argnums=(3, 4))
 def _by_area(
-    pred: Array, ref: Array, areas: Array, near: Ball, num_classes: int | None, empty: str
-) -> Float[Array, " classes"]:
+    pred: Array, ref: Array, areas: Array, near: Ball, num_classes: int | None
+) -> tuple[Array, Array, Array]:
+    """Surface of each class, mm²: hit, of both masks, of the reference."""
     pred, none = compact(pred, num_classes)
     ref, _ = compact(ref, num_classes)
 
@@ -130,7 +130,7 @@ def _by_area(
         return (told.astype(areas.dtype) * areas[None, None]).sum(-1)
 
     of_class = lax.map(one, jnp.arange(none, dtype=pred.dtype))
-    return _share(of_class[:, :, 1].sum(1), of_class.sum((1, 2)), of_class[:, 1].sum(1), empty)
+    return of_class[:, :, 1].sum(1), of_class.sum((1, 2)), of_class[:, 1].sum(1)
 
 
 def _patterns(
