@@ -29,5 +29,5 @@ def digest(ct: Volume) -> str:
     spacing = [round(s, 4) for s in ct.spacing_mm]
     seed = hashlib.blake2b(f"{ct.array.shape} {spacing}".encode(), digest_size=16)
     # + 0.0 makes -0.0 and 0.0 one value.
-    seed.update((ct.array + np.float32(0)).astype("<f4", copy=False).data)
+    seed.update(np.asfortranarray(ct.array + np.float32(0), "<f4").T.data)
     return seed.hexdigest()

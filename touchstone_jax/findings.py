@@ -54,6 +54,14 @@ CHECKS = {
 """Every check and what it speaks of."""
 
 
+ALLOWABLE = (
+    *("spacing_implausible", "tiny_volume", "constant", "not_hu"),
+    *("missing_mask", "label_unknown", "full_mask", "sides_swapped"),
+)
+"""Errors about content that a user may know better of (a transplanted kidney, a cropped CT): the
+case can be read, and goes on if the check is allowed by name."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One problem of one case.

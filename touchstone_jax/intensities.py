@@ -21,7 +21,8 @@ class ForegroundHistogram:
 
     def add(self, ct: Float32[np.ndarray, "x y z"], foreground: Bool[np.ndarray, "x y z"]) -> None:
         """Count one case (finite HU); one without foreground counts nowhere."""
-        values = ct[foreground]
+        # Transposed, volumes lie in C order, which picking by a mask needs to be fast.
+        values = ct.T[foreground.T]
         if not values.size:
             return
         bins = np.clip(np.rint(values), _LOW_HU, _HIGH_HU).astype(np.int64) - _LOW_HU

@@ -2,7 +2,8 @@
 
 1. In memory a volume is *canonical*: a numpy array (x, y, z) whose axes are the stored ones,
    permuted and flipped to come closest to RAS+: x grows to the patient's right, y to the front,
-   z to the head. Nothing is interpolated by reading. JAX code sees the same axes (x, y, z).
+   z to the head. Nothing is interpolated by reading. JAX code sees the same axes (x, y, z). In
+   memory x is the fastest axis, as in the file: turning 50 million voxels over takes a second.
 2. The affine takes a voxel index to mm in RAS+. The sform is taken where its code is above 0, else
    the qform; a file with neither has no orientation and is refused, for left and right would be a
    guess. Spacing is the length of the affine's columns, never the header's pixdim.
@@ -28,7 +29,7 @@ from jaxtyping import Bool, Float32, Shaped, UInt8, UInt16
 from touchstone_jax.findings import Finding, refusal
 from touchstone_jax.geometry import Geometry, canonical
 from touchstone_jax.grids import same_geometry
-from touchstone_jax.label_values import integers
+from touchstone_jax.label_values import integers, label_counts
 from touchstone_jax.nifti import grid, load
 from touchstone_jax.nifti_header import orient
 
@@ -89,7 +90,7 @@ def read_ct(path: str | Path, *, case: str, nonfinite: str = "refuse") -> Volume
             f"{path.name} has {bad} NaN or infinite of {array.size} voxels",
             "set them to -1024 HU if they are padding, else export the CT again",
         )
-    return Volume(np.ascontiguousarray(canonical(geometry).apply(array)), geometry, notes)
+    return Volume(np.asfortranarray(canonical(geometry).apply(array)), geometry, notes)
 
 
 def read_labels(
@@ -113,7 +114,7 @@ def read_labels(
     values, rounded = integers(image, geometry.shape, path, case)
     dtype = np.uint8 if values.max(initial=0) < 256 else np.uint16
     array = canonical(like).apply(turn.apply(values.astype(dtype, copy=False)))
-    return np.ascontiguousarray(array), (*notes, *rounded)
+    return np.asfortranarray(array), (*notes, *rounded)
 
 
 def read_mask(
@@ -127,8 +128,8 @@ def read_mask(
         VolumeError: as `read_labels`, and for a mask with more than two values ("non_binary").
     """
     labels, notes = read_labels(path, case=case, like=like)
-    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=2))
-    values = values[values > 0]
+    # Nearly every mask is 0 and 1: one comparison tells, where counting takes a second.
+    values = np.ones(0, int) if labels.max() <= 1 else np.flatnonzero(label_counts(labels)[1:]) + 1
     if len(values) > 1:
         raise refusal(
             case,

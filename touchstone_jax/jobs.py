@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from touchstone_jax.duplicates import duplicates
-from touchstone_jax.findings import Finding, read_findings, write_findings
+from touchstone_jax.findings import ALLOWABLE, Finding, read_findings, write_findings
 from touchstone_jax.fingerprints import OverCases, hash_of, stat_of
 from touchstone_jax.painting import OVERLAPS
 from touchstone_jax.plan import Plan, read_plan, write_plan
@@ -111,6 +111,8 @@ class Prepare(OverCases):
         antialias: smooth axes that get fewer voxels.
         overlap: policy for voxels of several masks, see `touchstone_jax.painting`.
         samples: voxels of each label listed for drawing patches.
+        allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass, such as
+            "sides_swapped".
         fingerprints: as for `Verify`.
 
     Raises:
@@ -133,6 +135,7 @@ class Prepare(OverCases):
         antialias: bool = True,
         overlap: str = "smallest",
         samples: int = 2000,
+        allow: Sequence[str] = (),
         fingerprints: str = "content",
     ) -> None:
         self._how = {
@@ -143,6 +146,7 @@ class Prepare(OverCases):
             "intensity_cases": intensity_cases,
             "antialias": antialias,
             "overlap": overlap,
+            "allow": sorted(allow),
         }
         _check(self._how, samples)
         self._samples, self._lock = samples, threading.Lock()
@@ -152,7 +156,8 @@ class Prepare(OverCases):
 
     def fingerprint(self, case: str) -> str:
         """Hash of the case's files, of what the plan depends on and of the version of the code."""
-        return hash_of([self.hash_files(self._cases[case]), self._key, str(self._samples), VERSION])
+        ours = [self._key, self._samples, *self._how["allow"], VERSION]
+        return hash_of([self.hash_files(self._cases[case]), *ours])
 
     def run(self, case: str, folder: Path) -> dict[str, Any]:
         """Prepare one case into ``folder``; its row.
@@ -162,7 +167,8 @@ class Prepare(OverCases):
             ValueError: no plan can be made of the data set.
         """
         plan = self.plan(folder.parent)
-        return prepare_case(self._cases[case], plan, folder, samples=self._samples)
+        how = {"samples": self._samples, "allow": self._how["allow"]}
+        return prepare_case(self._cases[case], plan, folder, **how)
 
     def finish(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         """Write ``plan.json``, ``dataset.json`` and ``findings.jsonl`` for the cases prepared.
@@ -230,6 +236,9 @@ def _check(how: Mapping[str, Any], samples: int) -> None:
             raise ValueError(f"{key}={how[key]}; expected at least {least}")
     if how["overlap"] not in OVERLAPS:
         raise ValueError(f"overlap={how['overlap']!r}; legal values: {', '.join(OVERLAPS)}")
+    for check in how["allow"]:
+        if check not in ALLOWABLE:
+            raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
     if samples < 1:
         raise ValueError(f"samples={samples}; expected at least 1")
 
@@ -240,7 +249,7 @@ def _given(path: str, how: Mapping[str, Any]) -> Plan:
         raise ValueError(f"plan {path} is for {plan.labels}; labels={how['labels']!r}")
     usual = inspect.signature(make_plan).parameters
     for key, value in how.items():
-        if key != "labels" and value != usual[key].default:
+        if key not in ("labels", "allow") and value != usual[key].default:
             raise ValueError(f"{key}={value!r} has no effect beside plan={str(path)!r}")
     return plan
 

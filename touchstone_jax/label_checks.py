@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
+from touchstone_jax.case_files import Case
 from touchstone_jax.findings import Finding
-from touchstone_jax.layouts import Case
+from touchstone_jax.label_values import label_counts
 from touchstone_jax.painting import Report
 from touchstone_jax.schemes import Scheme
 
@@ -52,7 +53,7 @@ def judge_label_map(
     case: str, labels: UInt8[np.ndarray, "x y z"] | UInt16[np.ndarray, "x y z"], source: Scheme
 ) -> Iterator[Finding]:
     """Labels of a map that its scheme does not name, unless the scheme lists only a part."""
-    counts = np.bincount(labels.ravel(), minlength=1)
+    counts = label_counts(labels)
     legal = {0, *source.indices.values()}
     unknown = [int(v) for v in np.flatnonzero(counts) if int(v) not in legal]
     if unknown and not source.partial:
@@ -136,7 +137,9 @@ def _judge_fit(case: str, labels, target: Scheme, ct) -> Iterator[Finding]:
     for name in _SOLID:
         if name not in target.indices:
             continue
-        values = ct[labels == target.indices[name]]
+        # Transposed, volumes lie in C order, which picking by a mask needs to be fast.
+        inside = (labels == target.indices[name]).T
+        values = ct.T[inside]
         values = values[np.isfinite(values)]
         if not values.size:
             continue

@@ -1,4 +1,4 @@
-"""The voxels of a stored label map as integers."""
+"""The voxels of a label map as integers, and how many there are of each."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Int64, Real, UInt
 
 from touchstone_jax.findings import Finding, refusal
+
+_PIECE = 2**18
 
 
 def integers(
@@ -50,3 +52,14 @@ def integers(
         told = f"{path.name} has the label {low if low < 0 else high}; expected 0..65535"
         raise refusal(case, "label_out_of_range", told, "store labels from 0 (background) upwards")
     return values, notes
+
+
+def label_counts(labels: UInt[np.ndarray, "..."], classes: int = 1) -> Int64[np.ndarray, " k"]:
+    """Voxels of each label 0..k-1, where k is at least ``classes``."""
+    flat = labels.ravel(order="K")
+    top = max(int(labels.max(initial=0)) + 1, classes)
+    counts = np.zeros(top, np.int64)
+    # bincount works on int64 copies: in pieces they stay in the cache.
+    for start in range(0, flat.size, _PIECE):
+        counts += np.bincount(flat[start : start + _PIECE], minlength=top)
+    return counts

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
+from touchstone_jax.label_values import label_counts
 from touchstone_jax.painting import Painting, Report
 from touchstone_jax.schemes import Scheme, scheme
 from touchstone_jax.sides import split_left_right
@@ -97,7 +98,7 @@ def map_labels(
         for name, side in zip(names, sides, strict=True):
             mapped[side] = target.indices.get(name, 0)
         report.dropped.update({own: dropped} if dropped else {})
-    counts = np.bincount(mapped.ravel(), minlength=target.num_classes)
+    counts = label_counts(mapped, target.num_classes)
     there = set(target.classes) - set(report.missing)
     report.voxels = {name: int(counts[target.indices[name]]) for name in sorted(there)}
     return mapped, report

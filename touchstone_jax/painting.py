@@ -54,7 +54,7 @@ class Painting:
             raise ValueError(f"overlap={overlap!r}; legal values: {', '.join(OVERLAPS)}")
         if target.num_classes > 256:
             raise ValueError(f"{target.name} has {target.num_classes} classes; at most 256 fit")
-        self.labels = np.zeros(shape, np.uint8)
+        self.labels = np.zeros(shape, np.uint8, order="F")
         self.target, self.overlap, self.case = target, overlap, case
         self.report = Report()
         self.sizes = np.zeros(256, np.int64)
@@ -67,17 +67,19 @@ class Painting:
         """
         index = self.target.indices[name]
         # Of a merged class (lung lobes) the parts do not compete with each other.
-        size = int(np.count_nonzero(mask & (self.labels != index)))
+        # Transposed, volumes lie in C order, which picking by a mask needs to be fast.
+        labels, mask = self.labels.T, mask.T
+        size = int(np.count_nonzero(mask & (labels != index)))
         self.report.voxels[name] = self.report.voxels.get(name, 0) + size
         self.sizes[index] += size
-        held = self.labels[mask]
+        held = labels[mask]
         taken = np.bincount(held, minlength=256)
         taken[[0, index]] = 0
         for other in np.flatnonzero(taken):
             self._count(name, int(other), int(taken[other]))
         # One table of 256 verdicts instead of a comparison a voxel.
         yields = np.array([self._wins(index, other) for other in range(256)])
-        self.labels[mask] = np.where(yields[held], np.uint8(index), held)
+        labels[mask] = np.where(yields[held], np.uint8(index), held)
 
     def _wins(self, index: int, other: int) -> bool:
         if other in (0, index):

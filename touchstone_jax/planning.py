@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,6 +27,7 @@ def make_plan(
     intensity_cases: int = 64,
     antialias: bool = True,
     overlap: str = "smallest",
+    allow: Collection[str] = (),
     workers: int = 1,
 ) -> Plan:
     """The plan of a data set; the same for the same files, in any number of threads.
@@ -45,6 +46,7 @@ def make_plan(
         intensity_cases: voxels of at most so many cases are read; 0 for all.
         antialias: smooth axes that get fewer voxels.
         overlap: policy for voxels of several masks.
+        allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass.
         workers: threads that read.
 
     Raises:
@@ -63,7 +65,7 @@ def make_plan(
     chosen = _spread(cases, intensity_cases)
     histogram = ForegroundHistogram()
     for seen in _examined(chosen, labels, overlap, workers):
-        if seen.labels is not None and seen.ct is not None and not seen.has_errors:
+        if seen.labels is not None and seen.ct is not None and not seen.errors(allow):
             histogram.add(seen.ct.array, seen.labels > 0)
     clip, mean, std = histogram.statistics()
     median = np.median(shapes * spacings / np.array(target), axis=0)

@@ -9,7 +9,7 @@ nearest instead of interpolated. The volume is not cropped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from touchstone_jax.case_files import Case
 from touchstone_jax.findings import write_findings
 from touchstone_jax.geometry import Geometry, canonical
 from touchstone_jax.io import Volume
+from touchstone_jax.label_values import label_counts
 from touchstone_jax.plan import Plan
 from touchstone_jax.planning_rules import coarse_axis
 from touchstone_jax.prepared import write_prepared
@@ -32,7 +33,12 @@ VERSION = 1
 
 
 def prepare_case(
-    case: Case, plan: Plan, folder: str | Path, *, samples: int = 2000
+    case: Case,
+    plan: Plan,
+    folder: str | Path,
+    *,
+    samples: int = 2000,
+    allow: Collection[str] = (),
 ) -> dict[str, Any]:
     """Verify, prepare and write one case into an existing folder; what was done, as flat values.
 
@@ -41,13 +47,14 @@ def prepare_case(
         plan: the data set's plan.
         folder: where the files of `touchstone_jax.prepared` and ``findings.jsonl`` go.
         samples: at most so many voxels of each label are listed in foreground.npy.
+        allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass.
 
     Raises:
         VolumeError: the first error that `verify` finds in the case.
         OSError: the folder cannot be written.
     """
     seen = examine(case, plan.labels, overlap=plan.overlap)
-    seen.raise_errors()
+    seen.raise_errors(allow)
     image = prepare_image(seen.ct, plan).astype(np.float16)
     shape = image.shape
     labels = resample_labels(seen.labels, shape, order=_orders(seen.ct.spacing_mm, plan, 1))
@@ -59,7 +66,7 @@ def prepare_case(
         "spacing_mm": " ".join(f"{s:g}" for s in meta["spacing_mm"]),
         "foreground_voxels": sum(meta["voxels"].values()),
         "overlap_voxels": sum(meta["overlaps"].values()),
-        "warnings": len(seen.findings),
+        "findings": len(seen.findings),
         "digest": seen.digest,
         "plan": plan.digest(),
     }
@@ -114,14 +121,16 @@ def sample_foreground(
     Patches are centred on them, so that small organs are seen often (nnU-Net's oversampling).
     """
     rows = []
-    for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
-        flat = np.flatnonzero(labels == label)
+    for label in np.flatnonzero(label_counts(labels)[1:]) + 1:
+        # Transposed, volumes lie in C order (`touchstone_jax.io`), which NumPy is fast at.
+        inside = (labels == label).T
+        flat = np.flatnonzero(inside)
         if len(flat) > samples:
             seed = hashlib.blake2b(f"{case}/{label}".encode(), digest_size=8).digest()
             rng = np.random.default_rng(int.from_bytes(seed, "little"))
             flat = np.sort(rng.choice(flat, samples, replace=False, shuffle=False))
-        where = np.unravel_index(flat, labels.shape)
-        rows.append(np.stack([np.full(len(flat), label), *where], axis=1))
+        z, y, x = np.unravel_index(flat, labels.T.shape)
+        rows.append(np.stack([np.full(len(flat), label), x, y, z], axis=1))
     return np.concatenate(rows or [np.zeros((0, 4))]).astype(np.int16)
 
 
@@ -133,8 +142,10 @@ def _orders(spacing_mm: Sequence[float], plan: Plan, order: int) -> tuple[int, .
 
 
 def _meta(case: Case, plan: Plan, seen: Examined, labels: UInt8[np.ndarray, "x y z"]):
-    counts = np.bincount(labels.ravel(), minlength=256)
+    counts, target = label_counts(labels, 256), scheme(plan.labels)
     extents = zip(seen.ct.array.shape, seen.ct.spacing_mm, labels.shape, strict=True)
+    # What nobody looked for is not the same as what nobody found.
+    known = seen.report.voxels
     return {
         "case": case.id,
         "shape": list(labels.shape),
@@ -144,11 +155,7 @@ def _meta(case: Case, plan: Plan, seen: Examined, labels: UInt8[np.ndarray, "x y
         "digest": seen.digest,
         "plan": plan.digest(),
         "version": VERSION,
-        "voxels": {
-            name: int(counts[index])
-            for name, index in scheme(plan.labels).indices.items()
-            if name not in seen.report.missing
-        },
-        "missing": list(seen.report.missing),
+        "voxels": {n: int(counts[target.indices[n]]) for n in target.classes if n in known},
+        "missing": [name for name in target.classes if name not in known],
         "overlaps": seen.report.overlaps,
     }

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Real, UInt8
 
+from touchstone_jax.label_values import label_counts
 from touchstone_jax.spline import gather, resample_axis, taps_of
 
 
@@ -40,11 +41,12 @@ def resample_image(
         ValueError: another rank or order, or a size below 1.
     """
     orders = _orders(image.shape, shape, order)
-    out = np.asarray(image, np.float32)
+    # Transposed, volumes lie in C order (`touchstone_jax.io`), which NumPy is fast at.
+    out, shape, orders = np.asarray(image, np.float32).T, shape[::-1], orders[::-1]
     # The axis that shrinks most goes first: the others then have less to do.
-    for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[a]):
+    for axis in sorted(range(3), key=lambda a: shape[a] / out.shape[a]):
         out = resample_axis(out, axis, shape[axis], orders[axis], antialias)
-    return out
+    return out.T
 
 
 def resample_labels(
@@ -65,12 +67,14 @@ def resample_labels(
     orders = _orders(labels.shape, shape, order)
     if max(orders) > 1:
         raise ValueError(f"order={order}; label maps are interpolated with order 1 or 0")
-    if tuple(shape) == labels.shape:
-        return labels.copy()
-    out = np.zeros(tuple(shape), np.uint8)
-    best = np.zeros(tuple(shape), np.float32)
-    rest = np.ones(tuple(shape), np.float32)
-    for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1:
+    # Transposed, volumes lie in C order (`touchstone_jax.io`), which NumPy is fast at.
+    labels, shape, orders = labels.T, tuple(shape)[::-1], orders[::-1]
+    if shape == labels.shape:
+        return labels.copy(order="K").T
+    out = np.zeros(shape, np.uint8)
+    best = np.zeros(shape, np.float32)
+    rest = np.ones(shape, np.float32)
+    for label in np.flatnonzero(label_counts(labels)[1:]) + 1:
         box, share = _share(labels == label, shape, orders)
         if share is None:
             continue
@@ -80,7 +84,7 @@ def resample_labels(
         rest[box] -= share
     # What is left is the background's; not by a hair of rounding, where an organ has as much.
     out[rest > best + np.float32(1e-6)] = 0
-    return out
+    return out.T
 
 
 def _share(mask: np.ndarray, shape: Sequence[int], orders: Sequence[int]):

@@ -87,9 +87,10 @@ def gather(
     """Weighted sums along an axis, in the order of the taps."""
     shape = [1, 1, 1]
     shape[axis] = taps.shape[1]
-    total = 0
+    total = None
     for tap, weight in zip(taps, weights, strict=True):
-        if np.any(weight):
-            weight = weight.astype(array.dtype).reshape(shape)
-            total = total + np.take(array, tap, axis) * weight
-    return np.asarray(total)
+        if total is None or np.any(weight):
+            part = np.take(array, tap, axis)
+            part *= weight.astype(array.dtype).reshape(shape)
+            total = part if total is None else np.add(total, part, out=total)
+    return total

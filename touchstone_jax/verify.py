@@ -8,7 +8,7 @@ files are judged one by one, and the next case goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from touchstone_jax.ct_checks import judge_ct
 from touchstone_jax.duplicates import digest, duplicates
-from touchstone_jax.findings import Finding, VolumeError
+from touchstone_jax.findings import ALLOWABLE, Finding, VolumeError
 from touchstone_jax.geometry import Geometry
 from touchstone_jax.io import Volume, read_ct, read_labels, read_mask
 from touchstone_jax.label_checks import absent_files, judge_label_map, judge_labels, judge_names
@@ -33,8 +33,8 @@ class Examined:
     Attributes:
         findings: errors and warnings, in the order of the checks.
         ct: the CT; None if it cannot be read.
-        labels: uint8 (x, y, z) label map of the scheme asked for; None if there is none or it
-            cannot be used.
+        labels: uint8 (x, y, z) label map of the scheme asked for; None if there is none or a
+            file of it cannot be used.
         report: what happened to the labels; None as above.
         digest: hash of the CT's canonical voxels and spacing, the same however it is stored; ""
             without a CT.
@@ -46,20 +46,19 @@ class Examined:
     report: Report | None = None
     digest: str = ""
 
-    @property
-    def has_errors(self) -> bool:
-        """Whether any finding is an error."""
-        return any(finding.severity == "error" for finding in self.findings)
+    def errors(self, allow: Collection[str] = ()) -> list[Finding]:
+        """The errors, but for the checks in ``allow`` (of `touchstone_jax.findings.ALLOWABLE`)."""
+        judged = [finding for finding in self.findings if finding.severity == "error"]
+        return [finding for finding in judged if finding.check not in allow]
 
-    def raise_errors(self) -> None:
-        """Nothing if there are only warnings.
+    def raise_errors(self, allow: Collection[str] = ()) -> None:
+        """Nothing if there are only warnings and errors that are allowed.
 
         Raises:
-            VolumeError: the first error.
+            VolumeError: the first other error.
         """
-        for finding in self.findings:
-            if finding.severity == "error":
-                raise VolumeError(finding)
+        for finding in self.errors(allow):
+            raise VolumeError(finding)
 
 
 def verify(
@@ -122,7 +121,6 @@ def _labels(
     case: Case, ct: Volume, target: Scheme, overlap: str, findings: list[Finding]
 ) -> tuple[UInt8[np.ndarray, "x y z"] | None, Report | None]:
     """The case's labels in the scheme ``target``; None if a file of theirs is unusable."""
-    before = len(findings)
     if case.scheme is None or not case.files[1:]:
         fix = "add the masks, or look at layout= and segmentations="
         findings.append(Finding(case.id, "missing_labels", "error", "the case has no labels", fix))
@@ -137,8 +135,8 @@ def _labels(
     labels, report = got or (None, None)
     if labels is not None:
         findings += judge_labels(case.id, labels, report, target, ct.array)
-    usable = all(f.severity != "error" for f in findings[before:])
-    return (labels, report) if usable else (None, None)
+    unusable = {f.check for f in findings if f.severity == "error"} - {*ALLOWABLE, "nonfinite"}
+    return (None, None) if unusable else (labels, report)
 
 
 def _mapped(case: Case, ct: Volume, target: Scheme, findings: list[Finding]):

@@ -134,6 +134,23 @@ def test_a_bad_case_fails_alone(data: Path, tmp_path: Path) -> None:
     assert bad not in listed and len(listed) == 2
 
 
+def test_an_error_that_the_user_knows_better_of_is_let_pass(data: Path, tmp_path: Path) -> None:
+    masks = data / Prepare(str(data)).cases()[0] / "segmentations"
+    left, right = masks / "kidney_left.nii.gz", masks / "kidney_right.nii.gz"
+    left.rename(masks / "spare")
+    right.rename(left)
+    (masks / "spare").rename(right)
+    strict = Prepare(str(data), **SMALL)
+    _, failed = _run(strict, tmp_path / "strict")
+    assert list(failed) == strict.cases()[:1] and "kidney_left lies to" in failed[strict.cases()[0]]
+    lenient = Prepare(str(data), allow=["sides_swapped"], **SMALL)
+    rows, failed = _run(lenient, tmp_path / "lenient")
+    assert not failed and [row["findings"] for row in rows] == [1, 0, 0]
+    assert lenient.fingerprint("phantom_00001") != strict.fingerprint("phantom_00001")
+    plans = [read_plan(tmp_path / name / "plan.json") for name in ("strict", "lenient")]
+    assert [plan.cases for plan in plans] == [(3, 2), (3, 3)]
+
+
 def test_one_ct_under_two_names_is_listed_once(data: Path, tmp_path: Path) -> None:
     first = sorted(data.iterdir())[0]
     shutil.copytree(first, data / "zwilling")
@@ -210,6 +227,7 @@ def test_a_fingerprint_changes_with_what_the_result_depends_on(data: Path) -> No
         ({"intensity_cases": -1}, "intensity_cases=-1"),
         ({"overlap": "biggest"}, "overlap='biggest'"),
         ({"samples": 0}, "samples=0"),
+        ({"allow": ["nonfinite"]}, "allow='nonfinite'; legal values: spacing_implausible"),
         ({"fingerprints": "name"}, "fingerprints='name'; legal values: content, stat"),
     ],
 )

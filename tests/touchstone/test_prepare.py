@@ -65,7 +65,7 @@ def test_the_arrays_are_those_of_the_formula(case: Case, tmp_path: Path) -> None
     counts = np.bincount(labels.ravel(), minlength=10)
     assert list(made.meta["voxels"].values()) == counts[1:].tolist()
     assert row["foreground_voxels"] == counts[1:].sum() and row["plan"] == PLAN.digest()
-    assert read_findings(tmp_path / case.id / "findings.jsonl") == [] and row["warnings"] == 0
+    assert read_findings(tmp_path / case.id / "findings.jsonl") == [] and row["findings"] == 0
     volume = [labels_mm3(labels == k, made.spacing_mm) for k in range(1, 10)]
     before = [labels_mm3(examine(case).labels == k, ct.spacing_mm) for k in range(1, 10)]
     np.testing.assert_allclose(volume[4], before[4], rtol=0.1)  # the liver keeps its size
@@ -141,7 +141,7 @@ def test_a_case_without_organs_is_prepared(case: Case, tmp_path: Path) -> None:
     for _, path in case.masks:
         rewrite(path, lambda v: v * 0)
     row, made = _prepare(case, tmp_path / "out")
-    assert row["foreground_voxels"] == 0 and row["warnings"] == 1
+    assert row["foreground_voxels"] == 0 and row["findings"] == 1
     assert made.foreground.shape == (0, 4) and made.voxels_of(3).shape == (0, 3)
 
 

@@ -209,7 +209,14 @@ def test_empty_and_full_masks(case: Case) -> None:
     assert _told(findings) == [("empty_mask", "warning")] and "aorta, liver" in findings[0].message
     rewrite(_mask(case, "liver"), lambda v: v * 0 + 1)
     seen = examine(case)
-    assert ("full_mask", "error") in _told(seen.findings) and seen.labels is None
+    assert ("full_mask", "error") in _told(seen.findings)
+    with pytest.raises(VolumeError, match="liver fills the volume"):
+        seen.raise_errors()
+    # Who says so may go on, but only past the check that was named.
+    seen.raise_errors(allow=["full_mask"])
+    with pytest.raises(VolumeError):
+        seen.raise_errors(allow=["sides_swapped"])
+    assert seen.labels.shape == SHAPE
 
 
 def test_no_organ_at_all_is_a_warning(case: Case) -> None:
@@ -270,7 +277,7 @@ def test_label_maps(case: Case, tmp_path: Path) -> None:
 
     rewrite(combined, odd)
     seen = examine(mapped)
-    assert _told(seen.findings) == [("label_unknown", "error")] and seen.labels is None
+    assert _told(seen.findings) == [("label_unknown", "error")]
     assert "11 (2 voxels), 200 (1 voxels); it has 0..9" in seen.findings[0].message
     combined.unlink()
     assert _told(examine(mapped).findings) == [("missing_file", "error")]
