@@ -32,7 +32,6 @@ from isnet_jax.lrp import (
     Selective,
     Stochastic,
     TopProbability,
-    ops,
     relevance,
     taps,
 )
@@ -227,7 +226,7 @@ def heatmaps(
     for (start, _), view in zip(isnet.parts, graphs.views, strict=True):
         maps = partial(of_one, start, view)
         if isnet.remat:
-            maps = jax.checkpoint(maps, policy=ops.keep_products)
+            maps = jax.checkpoint(maps, policy=maps.keep_products)
         made.append(maps(params, rest, x))
     return made
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isnet_jax.legal import check
-from isnet_jax.lrp.ops import AdaptivePoolMap
+from isnet_jax.lrp.maps import AdaptivePoolMap
 from isnet_jax.lrp.rules import magnitude
 
 Array = jax.Array

@@ -236,7 +236,7 @@ def _check(rule: Rule, path: str, layer: nnx.Module, input_path: str | None) -> 
 def lrp_epsilon(epsilon: float = 0.01, detach_bias: bool = False) -> Composite:
     """LRP-epsilon at every linear unit, pool and sum (the LRP Block of ISNet, all epsilon)."""
     rule = Epsilon(epsilon, detach_bias)
-    kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "add")
+    kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "resize", "add")
     entries = ((BEFORE_NORM, Pass()), *((f"kind:{kind}", rule) for kind in kinds))
     return Composite(entries, name="epsilon")
 
@@ -271,7 +271,7 @@ def isnet_flex_zb(
 
 def zplus(epsilon: float = 0.01) -> Composite:
     """z+ at every linear unit, pool and sum."""
-    kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "add")
+    kinds = ("conv", "dense", "norm", "max_pool", "avg_pool", "resize", "add")
     return Composite(tuple((f"kind:{kind}", ZPlus(epsilon)) for kind in kinds), name="zplus")
 
 
@@ -289,6 +289,7 @@ def epsilon_plus(epsilon: float = 1e-6) -> Composite:
             ("kind:dense", Epsilon(epsilon)),
             ("kind:norm", Epsilon(epsilon)),
             ("kind:avg_pool", Norm(epsilon)),
+            ("kind:resize", Norm(epsilon)),
             ("kind:add", Norm(epsilon)),
         ),
         name="epsilon_plus",

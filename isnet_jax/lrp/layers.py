@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from isnet_jax.lrp import ops
+from isnet_jax.legal import check
+from isnet_jax.lrp import maps, ops
 from isnet_jax.lrp.rules import Epsilon, Norm, Pass, Rule, along_channels
 
 Array = jax.Array
@@ -53,7 +54,7 @@ def compute_in(
     if dtype is not None:
         with contextlib.suppress(TypeError):  # no dtype at all
             if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-                rounding = ops.Rounding(jnp.dtype(dtype).name, forward)
+                rounding = maps.Rounding(jnp.dtype(dtype).name, forward)
         if rounding is None:
             raise ValueError(f"compute dtype {dtype!r} must be a floating one, e.g. 'bfloat16'")
     for _, module in nnx.iter_modules(model):
@@ -176,9 +177,9 @@ class Conv(nnx.Conv):
         )
         self.norm = BatchNorm(out_features, rngs=rngs) if norm else None
         self.rule: Rule | None = None
-        self.rounding: ops.Rounding | None = None
+        self.rounding: maps.Rounding | None = None
 
-    def linear(self, x: Array) -> ops.ConvMap:
+    def linear(self, x: Array) -> maps.ConvMap:
         """The bilinear map of this layer at x (b, *space, in): "SAME" depends on the size."""
         rank = len(self.kernel_size)
         strides, dilation = sides(self.strides, rank), sides(self.kernel_dilation, rank)
@@ -187,13 +188,91 @@ class Conv(nnx.Conv):
             window = [d * (k - 1) + 1 for d, k in zip(dilation, self.kernel_size, strict=True)]
             padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
         pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-        return ops.ConvMap(strides, pairs, dilation, self.feature_group_count, self.rounding)
+        return maps.ConvMap(strides, pairs, dilation, self.feature_group_count, self.rounding)
 
     def __call__(self, x: Array) -> Array:
         """Applies the unit to x (b, *space, in)."""
         if x.ndim != len(self.kernel_size) + 2 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f"convolution expects (batch, {len(self.kernel_size)} spatial axes, "
+                f"{self.in_features} channels), got shape {x.shape}"
+            )
+        bias = None if self.bias is None else self.bias[...]
+        return _linear_unit(self.rule, self.linear(x), x, self.kernel[...], bias, self.norm)
+
+
+class ConvTranspose(nnx.ConvTranspose):
+    """Transposed convolution, (b, *space, in) to (b, *size, out); kernel (*window, in, out).
+
+    ``size = (space - 1) strides + dilation (window - 1) + 1 - 2 padding``, as torch's without
+    output padding.
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        kernel_size: window, one int per spatial axis.
+        strides: int or one per axis: how far neighbours in the input come to stand apart.
+        padding: how much is cut from both sides of the result, int or one per axis.
+        dilation: int or one per axis.
+        use_bias: own bias; default: only without a norm.
+        norm: followed by a `BatchNorm`, as one unit.
+        rngs: initialisation.
+    """
+
+    kind = "conv"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        use_bias: bool | None = None,
+        norm: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        rank = len(kernel_size)
+        dilation = sides(dilation, rank)
+        # flax pads the spread-out input instead of cutting the result.
+        full = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+        cuts = zip(full, sides(padding, rank), strict=True)
+        pads = tuple((f - cut, f - cut) for f, cut in cuts)
+        super().__init__(
+            in_features,
+            out_features,
+            tuple(kernel_size),
+            strides=sides(strides, rank),
+            padding=pads,
+            kernel_dilation=dilation,
+            use_bias=not norm if use_bias is None else use_bias,
+            kernel_init=_he_normal,
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(out_features, rngs=rngs) if norm else None
+        self.rule: Rule | None = None
+        self.rounding: maps.Rounding | None = None
+
+    def linear(self, x: Array) -> maps.TransposedConvMap:
+        """The bilinear map of this layer at x (b, *space, in)."""
+        rank = len(self.kernel_size)
+        strides, dilation = (sides(v or 1, rank) for v in (self.strides, self.kernel_dilation))
+        full = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
+        pads = [(f - low, f - high) for f, (low, high) in zip(full, self.padding, strict=True)]
+        conv = maps.ConvMap(strides, tuple(pads), dilation, 1, self.rounding)
+        size = tuple(
+            (n - 1) * s + f + 1 - low - high
+            for n, s, f, (low, high) in zip(x.shape[1:-1], strides, full, pads, strict=True)
+        )
+        return maps.TransposedConvMap(conv, size)
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the unit to x (b, *space, in)."""
+        if x.ndim != len(self.kernel_size) + 2 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"transposed convolution expects (batch, {len(self.kernel_size)} spatial axes, "
                 f"{self.in_features} channels), got shape {x.shape}"
             )
         bias = None if self.bias is None else self.bias[...]
@@ -224,17 +303,17 @@ class Dense(nnx.Linear):
             rngs=rngs,
         )
         self.rule: Rule | None = None
-        self.rounding: ops.Rounding | None = None
+        self.rounding: maps.Rounding | None = None
 
     def __call__(self, x: Array) -> Array:
         """Applies the layer to x (..., in)."""
         bias = None if self.bias is None else self.bias[...]
-        return _linear_unit(self.rule, ops.MatMap(self.rounding), x, self.kernel[...], bias, None)
+        return _linear_unit(self.rule, maps.MatMap(self.rounding), x, self.kernel[...], bias, None)
 
 
 def _linear_unit(
     rule: Rule | None,
-    linear: ops.ConvMap | ops.MatMap | None,
+    linear: maps.ConvMap | maps.MatMap | None,
     x: Array,
     w: Array | None,
     b: Array | None,
@@ -258,7 +337,7 @@ def _linear_unit(
         denominator = fold.apply(u)
     w, b = fold.weight_and_bias()
     return ops.apply_rule(
-        rule, z, linear=linear or ops.ScaleMap(), x=x, w=w, b=b, denominator=denominator
+        rule, z, linear=linear or maps.ScaleMap(), x=x, w=w, b=b, denominator=denominator
     )
 
 
@@ -350,7 +429,7 @@ class AvgPool(nnx.Module):
     ) -> None:
         window = tuple(window)
         strides = window if strides is None else sides(strides, len(window))
-        self.linear = ops.AveragePoolMap(window, strides, _pairs(padding, len(window)))
+        self.linear = maps.AveragePoolMap(window, strides, _pairs(padding, len(window)))
         self.rule: Rule | None = None
 
     def __call__(self, x: Array) -> Array:
@@ -373,10 +452,43 @@ class AdaptiveAvgPool(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Pools and flattens x."""
-        linear = ops.AdaptivePoolMap((self.size,) * (x.ndim - 2))
+        linear = maps.AdaptivePoolMap((self.size,) * (x.ndim - 2))
         one = jnp.ones((), x.dtype)
         z = ops.apply_rule(self.rule, linear(x, one), linear=linear, x=x, w=one)
         return z.reshape(z.shape[0], -1)
+
+
+class Resize(nnx.Module):
+    """Interpolation by a factor, (b, *space, c) to (b, *sizes, c), edges as torch's default.
+
+    Args:
+        scale: factor of each spatial side; the sides must come out whole.
+        method: "nearest" or "linear".
+
+    Raises:
+        ValueError: another method, or a scale that is not positive.
+    """
+
+    kind = "resize"
+
+    def __init__(self, scale: float, method: str = "linear") -> None:
+        check("resize method", method, ("nearest", "linear"))
+        if not scale > 0:
+            raise ValueError(f"resize scale={scale}; must be positive")
+        self.scale, self.method = scale, method
+        self.rule: Rule | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Resizes x."""
+        size = tuple(round(side * self.scale) for side in x.shape[1:-1])
+        if any(
+            abs(side * self.scale - new) > 1e-6
+            for side, new in zip(x.shape[1:-1], size, strict=True)
+        ):
+            raise ValueError(f"resize: sides {x.shape[1:-1]} times {self.scale} are not whole")
+        linear = maps.ResizeMap(size, self.method)
+        one = jnp.ones((), x.dtype)
+        return ops.apply_rule(self.rule, linear(x, one), linear=linear, x=x, w=one)
 
 
 class Add(nnx.Module):
@@ -394,5 +506,5 @@ class Add(nnx.Module):
         # The others need the summands' signs; stacking them makes the sum one linear map.
         both = jnp.stack((a, b))
         return ops.apply_rule(
-            self.rule, a + b, linear=ops.SumMap(), x=both, w=jnp.ones((), a.dtype)
+            self.rule, a + b, linear=maps.SumMap(), x=both, w=jnp.ones((), a.dtype)
         )

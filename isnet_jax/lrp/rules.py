@@ -80,6 +80,7 @@ class Pass(Rule):
             "relu",
             "max_pool",
             "avg_pool",
+            "resize",
             "add",
             "layer_norm",
             "activation",
@@ -89,6 +90,7 @@ class Pass(Rule):
     )
 
 
+_SIGNED_KINDS = frozenset({"conv", "dense", "norm", "avg_pool", "resize", "add"})
 _OUTPUT_KINDS = Pass.kinds - {"layer_norm", "activation", "attention", "embedding"}
 
 
@@ -156,7 +158,7 @@ class AlphaBeta(Rule):
     epsilon: float = 0.01
     detach_bias: bool = field(default=False, repr=False)
     nonnegative: bool = field(default=False, repr=False)
-    kinds: ClassVar[frozenset[str]] = frozenset({"conv", "dense", "norm", "avg_pool", "add"})
+    kinds: ClassVar[frozenset[str]] = _SIGNED_KINDS
 
     def __post_init__(self) -> None:
         _check_epsilon(self)
@@ -237,7 +239,7 @@ class Gamma(Rule):
     epsilon: float = 1e-6
     detach_bias: bool = field(default=False, repr=False)
     nonnegative: bool = field(default=False, repr=False)
-    kinds: ClassVar[frozenset[str]] = frozenset({"conv", "dense", "norm", "avg_pool", "add"})
+    kinds: ClassVar[frozenset[str]] = _SIGNED_KINDS
 
     def __post_init__(self) -> None:
         _check_epsilon(self)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from isnet_jax.legal import check
-from isnet_jax.lrp import ops
+from isnet_jax.lrp import maps, ops
 from isnet_jax.lrp.layers import Dense
 from isnet_jax.lrp.rules import CPLRP, AttnLRP, Rule, along_channels
 
@@ -54,7 +54,7 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class GroupNorm(nnx.GroupNorm):
-    """GroupNorm, (b, *space, c) to the same; one group a channel is InstanceNorm."""
+    """GroupNorm, (b, *space, c) to the same."""
 
     kind = "layer_norm"
 
@@ -69,6 +69,13 @@ class GroupNorm(nnx.GroupNorm):
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
         axes = (*range(1, x.ndim - 1), x.ndim)
         return _affine(self, _normalise(self, grouped, axes).reshape(x.shape))
+
+
+class InstanceNorm(GroupNorm):
+    """GroupNorm with a group a channel, (b, *space, c) to the same."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> None:
+        super().__init__(features, features, epsilon=epsilon, rngs=rngs)
 
 
 GATES: dict[str, Callable[[Array], Array]] = {
@@ -142,7 +149,7 @@ class Attention(nnx.Module):
         self.qkv = Dense(features, 3 * features, rngs=rngs)
         self.out = Dense(features, features, rngs=rngs)
         self.rule: Rule | None = None
-        self.rounding: ops.Rounding | None = None
+        self.rounding: maps.Rounding | None = None
 
     def __call__(self, x: Array) -> Array:
         """Attends x (b, t, c) to itself."""
@@ -164,4 +171,4 @@ class Attention(nnx.Module):
         return self.out(mixed.reshape(batch, tokens, features))
 
     def _einsum(self, subscripts: str, a: Array, b: Array) -> Array:
-        return ops.multiply(partial(jnp.einsum, subscripts), self.rounding)(a, b)
+        return maps.multiply(partial(jnp.einsum, subscripts), self.rounding)(a, b)

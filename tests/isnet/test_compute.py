@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from isnet_jax import isnet, lrp
-from isnet_jax.lrp import ops
+from isnet_jax.lrp import maps
 from isnet_jax.lrp.transformer import Attention
 from tests.isnet.test_backbones import narrow
 from tests.isnet.test_second_order import _equations
@@ -125,9 +125,9 @@ def test_closed_convolution_rounds_as_the_open_one(x64) -> None:
     rng = np.random.default_rng(0)
     x, w = jnp.asarray(rng.normal(size=(2, 6, 6, 2))), jnp.asarray(rng.normal(size=(3, 3, 2, 3)))
     shared = (((1, 1), (1, 1)), (1, 1), 1)
-    wide = ops.ConvMap((1, 1), *shared)
+    wide = maps.ConvMap((1, 1), *shared)
     for forward in (True, False):
-        low = ops.ConvMap((1, 1), *shared, ops.Rounding("bfloat16", forward))
+        low = maps.ConvMap((1, 1), *shared, maps.Rounding("bfloat16", forward))
         value, pull = jax.vjp(low, x, w)
         s = jnp.cos(value)
         for ours, theirs in zip(pull(s), jax.vjp(wide, x, w)[1](s), strict=True):

@@ -25,7 +25,7 @@ from isnet_jax.lrp import (
     Rule,
     Selective,
     ZPlus,
-    ops,
+    maps,
     relevance,
 )
 from isnet_jax.lrp.composite import isnet_epsilon_zb, isnet_flex_zb
@@ -343,8 +343,8 @@ def test_plain_model_costs_nothing(x64) -> None:
 
 @pytest.mark.parametrize("strides", [(2, 2), (2, 1)])
 def test_strided_convolution_at_second_and_third_order(strides: tuple[int, int], x64) -> None:
-    conv = ops.ConvMap(strides, ((1, 1), (0, 1)), (1, 2))
-    reference = partial(ops._conv_raw, conv)  # one lax.conv_general_dilated, JAX's derivatives
+    conv = maps.ConvMap(strides, ((1, 1), (0, 1)), (1, 2))
+    reference = partial(maps._conv_raw, conv)  # one lax.conv_general_dilated, JAX's derivatives
     rng = np.random.default_rng(0)
     x, w = jnp.asarray(rng.normal(size=(2, 6, 7, 2))), jnp.asarray(rng.normal(size=(3, 2, 2, 3)))
     arguments = x, w, jnp.asarray(rng.normal(size=reference(x, w).shape))
