@@ -8,6 +8,7 @@
 | nnunet | imagesTr/<case>_0000.nii.gz | labelsTr/<case>.nii.gz, names in dataset.json |
 | dap | CT/<case>.nii.gz | label/<case>.nii.gz |
 | jhh | img/<case>.nii.gz | label/<case>.nii.gz |
+| flat | <case>.nii.gz or <case>_0000.nii.gz | none: for prediction |
 
 A case is listed as soon as one of its files is there; that another is missing is a finding of
 `verify` and an error of the case, not of the data set (AbdomenAtlas 1.1 ships labels of 4,067
@@ -83,9 +84,11 @@ def _recognise(folder: Path, segmentations: str) -> str:
         return "totalsegmentator" if names & _MARKS_OF_TOTALSEGMENTATOR else "abdomenatlas"
     if any_ct:
         return "labelmap"
+    if volumes(folder):
+        return "flat"
     raise ValueError(
-        f"data set {folder}: no known layout; expected <case>/ct.nii.gz, imagesTr/, CT/ and label/ "
-        "or img/ and label/"
+        f"data set {folder}: no known layout; expected <case>/ct.nii.gz, imagesTr/, CT/ and "
+        "label/, img/ and label/, or *.nii.gz"
     )
 
 
@@ -135,6 +138,11 @@ def _side_by_side(
     return find
 
 
+def _flat(folder: Path, told: Scheme | None, segmentations: str) -> Iterable[Case]:
+    for name, path in volumes(folder).items():
+        yield Case(name.removesuffix("_0000"), path)
+
+
 _FINDERS: dict[str, Callable[[Path, Scheme | None, str], Iterable[Case]]] = {
     "abdomenatlas": _per_organ("abdomenatlas_1.1"),
     "totalsegmentator": _per_organ("totalsegmentator_v2"),
@@ -142,6 +150,7 @@ _FINDERS: dict[str, Callable[[Path, Scheme | None, str], Iterable[Case]]] = {
     "nnunet": _nnunet,
     "dap": _side_by_side("CT", "dap_atlas"),
     "jhh": _side_by_side("img", "jhh"),
+    "flat": _flat,
 }
 
 LAYOUTS = tuple(_FINDERS)

@@ -48,7 +48,8 @@ class Plan:
             ("spacing_mm", self.spacing_mm, len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0),
             ("clip_hu", self.clip_hu, np.isfinite([low, high]).all() and low < high),
             ("mean_hu", self.mean_hu, np.isfinite(self.mean_hu)),
-            ("std_hu", self.std_hu, np.isfinite(self.std_hu) and self.std_hu > 0),
+            # Normalised values are kept as float16, whose steps grow with them.
+            ("std_hu", self.std_hu, np.isfinite(self.std_hu) and self.std_hu > (high - low) / 1e3),
             ("patch", self.patch, len(self.patch) == 3 and min(self.patch) > 0),
         ):
             if not legal:

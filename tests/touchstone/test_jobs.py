@@ -123,6 +123,19 @@ def test_several_threads_make_the_same_bytes_and_one_plan(
         assert file.read_bytes() == other.read_bytes()
 
 
+def test_a_name_with_a_space_and_an_accent_is_a_case_like_any_other(
+    data: Path, tmp_path: Path
+) -> None:
+    sorted(data.iterdir())[0].rename(data / "Müller 7 左")
+    job = Prepare(str(data), **SMALL)
+    rows, failed = _run(job, tmp_path / "out")
+    job.finish(rows, tmp_path / "out")
+    assert (
+        not failed and open_prepared(tmp_path / "out" / "Müller 7 左").meta["case"] in job.cases()
+    )
+    assert "Müller 7 左" in json.loads((tmp_path / "out" / "dataset.json").read_text())["cases"]
+
+
 def test_a_bad_case_fails_alone(data: Path, tmp_path: Path) -> None:
     job = Prepare(str(data), **SMALL)
     bad = job.cases()[1]

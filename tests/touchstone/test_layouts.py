@@ -90,6 +90,17 @@ def test_images_and_labels_side_by_side(tmp_path: Path, folder: str, layout: str
     assert discover(tmp_path, layout) == [case] and layout in LAYOUTS
 
 
+def test_a_folder_of_cts_alone(tmp_path: Path) -> None:
+    _touch(tmp_path, "b_0000.nii.gz", "a.nii", "notes.txt", "._a.nii")
+    cases = discover(tmp_path)
+    assert [(case.id, case.files, case.scheme) for case in cases] == [
+        ("a", (tmp_path / "a.nii",), None),
+        ("b", (tmp_path / "b_0000.nii.gz",), None),
+    ]
+    with pytest.raises(ValueError, match="ids 'b' and 'b' differ at most in case"):
+        discover(_touch(tmp_path, "b.nii.gz"))
+
+
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         discover(tmp_path / "nowhere")

@@ -150,6 +150,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"std_hu": 0}, "std_hu=0"),
+        ({"std_hu": 0.3}, "std_hu=0.3"),
         ({"clip_hu": [10, 10]}, "clip_hu"),
         ({"spacing_mm": [1, 1]}, "spacing_mm"),
         ({"mean_hu": float("nan")}, "mean_hu"),
