@@ -40,7 +40,7 @@ def _labels(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("lookups", [500, 0])
 def test_golden_pairs(golden: Path, lookups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("touchstone_jax.metrics.host._LOOKUPS", lookups)
+    monkeypatch.setattr("touchstone_jax.metrics.host_surface._LOOKUPS", lookups)
     cases = json.loads((golden / "metrics" / "manifest.json").read_text())["cases"]
     assert len(cases) == 16
     for name, told in cases.items():
@@ -49,6 +49,12 @@ def test_golden_pairs(golden: Path, lookups: int, monkeypatch: pytest.MonkeyPatc
         for tolerance, value in told["monai"]["nsd"].items():
             ours = evaluate_labels(pred, ref, spacing, [1], float(tolerance))[1]
             np.testing.assert_allclose(ours.nsd, float(value), rtol=0, atol=1e-6, err_msg=name)
+            value = told["google"]["nsd"][tolerance]
+            ours = evaluate_mask(
+                pred > 0, ref > 0, spacing, float(tolerance), convention="deepmind", distances=True
+            )
+            np.testing.assert_allclose(ours.nsd, float(value), rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(ours.hd95_mm, float(told["google"]["hd95"]), rtol=1e-5)
         ours = evaluate_mask(pred > 0, ref > 0, spacing, distances=True)
         assert ours.dsc == told["dice_touchstone"], name
         assert ours.pred_voxels == told["voxels_pred"] and ours.ref_voxels == told["voxels_gt"]
@@ -98,24 +104,40 @@ def test_golden_pairs_on_a_real_ct(golden: Path) -> None:
 # ---------------------------------------------------------------- the two routes
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_equal_to_the_compiled_scores(order: str) -> None:
+@pytest.mark.parametrize(("order", "convention"), [("C", "touchstone"), ("F", "deepmind")])
+def test_equal_to_the_compiled_scores(order: str, convention: str) -> None:
     pred, ref = (np.array(x, order=order) for x in _labels())
-    ours = evaluate_labels(pred, ref, SPACING, range(6), 1.5, distances=True)
+    ways = {"convention": convention, "distances": True}
+    ours = evaluate_labels(pred, ref, SPACING, range(6), 1.5, **ways)
+    options = {"num_classes": 6, "convention": convention}
     told = {
-        "dsc": dice(pred, ref, num_classes=6),
-        "nsd": nsd(pred, ref, SPACING, 1.5, num_classes=6),
-        "hd95_mm": hd95(pred, ref, SPACING, num_classes=6),
-        "assd_mm": assd(pred, ref, SPACING, num_classes=6),
+        "dsc": dice(pred, ref, **options),
+        "nsd": nsd(pred, ref, SPACING, 1.5, **options),
+        "hd95_mm": hd95(pred, ref, SPACING, **options),
+        "assd_mm": assd(pred, ref, SPACING, **options),
         "eroded_ref_voxels": eroded_voxels(ref, num_classes=6),
     }
     for c in range(6):
-        assert ours[c].dsc == float(told["dsc"][c])
+        np.testing.assert_array_equal(ours[c].dsc, told["dsc"][c])
         for name, values in told.items():
             np.testing.assert_allclose(getattr(ours[c], name), values[c], rtol=1e-5, err_msg=name)
-        masks = evaluate_mask(pred == c, ref == c, SPACING, distances=True)
+        masks = evaluate_mask(pred == c, ref == c, SPACING, **ways)
         assert repr(masks) == repr(ours[c])
     assert ours[4].nsd == 0 and ours[4].hd95_mm == INF and np.isnan(ours[5].nsd)
+
+
+@pytest.mark.parametrize("convention", ["touchstone", "monai", "deepmind"])
+def test_empty_masks_as_in_the_compiled_scores(convention: str) -> None:
+    none, some = np.zeros((8, 8), bool), np.eye(8, dtype=bool)
+    for pair in ((none, none), (some, none), (none, some)):
+        ours = evaluate_mask(*pair, (1, 1), 1.0, convention=convention, distances=True)
+        told = [
+            dice(*pair, convention=convention),
+            nsd(*pair, (1, 1), 1.0, convention=convention),
+            hd95(*pair, (1, 1), convention=convention),
+            assd(*pair, (1, 1), convention=convention),
+        ]
+        np.testing.assert_array_equal([ours.dsc, ours.nsd, ours.hd95_mm, ours.assd_mm], told)
 
 
 masks = hnp.arrays(bool, (5, 4, 3))

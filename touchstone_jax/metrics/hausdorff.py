@@ -74,17 +74,12 @@ def hd95(
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile={percentile}; must lie in 0..100")
     spacing = _check("Hausdorff distance", pred, ref, spacing_mm, convention, empty)
-    inf, nan = float("inf"), float("nan")
-    absent = {
-        "touchstone": (nan, inf, inf),
-        "monai": (nan, inf, inf) if percentile == 100 else (nan, nan, nan),
-        "deepmind": (inf, inf, inf),
-    }[convention]
     masks = arguments.pair(pred, ref, num_classes)
     by_area, what = convention == "deepmind", "max" if percentile == 100 else "percentile"
     share = (Fraction(percentile) / 100).limit_denominator(2**14).as_integer_ratio()
     forth, back, sizes = _directed(*masks, *_scales(spacing), share, num_classes, by_area, what)
     value = jnp.maximum(forth, back)
+    absent = absent_hd(convention, percentile)
     return _with_policy(
         value, sizes, absent, empty, _diagonal(spacing, np.shape(pred)), num_classes
     )
@@ -120,21 +115,34 @@ def assd(
     """
     arguments.known("direction", direction, DIRECTIONS)
     spacing = _check("average surface distance", pred, ref, spacing_mm, convention, empty)
-    inf, nan = float("inf"), float("nan")
-    absent = (nan, inf, inf)
-    if convention == "deepmind":
-        absent = {"pred_to_ref": (nan, nan, inf), "ref_to_pred": (nan, inf, nan)}.get(
-            direction, absent
-        )
     masks = arguments.pair(pred, ref, num_classes)
     by_area = convention == "deepmind"
     forth, back, sizes = _directed(*masks, *_scales(spacing), (1, 1), num_classes, by_area, "sum")
     total = {"both": forth + back, "pred_to_ref": forth, "ref_to_pred": back}[direction]
     size = {"both": sizes.sum(1), "pred_to_ref": sizes[:, 0], "ref_to_pred": sizes[:, 1]}[direction]
     value = total / jnp.where(size > 0, size, jnp.ones((), size.dtype))
+    absent = absent_assd(convention, direction)
     return _with_policy(
         value, sizes, absent, empty, _diagonal(spacing, np.shape(pred)), num_classes
     )
+
+
+def absent_hd(convention: str, percentile: float) -> tuple[float, float, float]:
+    """Hausdorff distance of a convention if both, the prediction, or the reference is empty."""
+    inf, nan = float("inf"), float("nan")
+    if convention == "deepmind":
+        return inf, inf, inf
+    if convention == "monai" and percentile < 100:
+        return nan, nan, nan
+    return nan, inf, inf
+
+
+def absent_assd(convention: str, direction: str) -> tuple[float, float, float]:
+    """The same for the average surface distance."""
+    inf, nan = float("inf"), float("nan")
+    if convention == "deepmind" and direction != "both":
+        return (nan, nan, inf) if direction == "pred_to_ref" else (nan, inf, nan)
+    return nan, inf, inf
 
 
 def _check(

@@ -1,8 +1,8 @@
 """The same scores in numpy, on the bounding box of each class: the fast route on a CPU.
 
 For evaluating a folder of volumes, whose shapes and spacings differ from case to case. Equal to
-`dice`, `nsd`, `hd95` and `assd` in the "touchstone" convention: DSC to the last bit, the others
-to float32 rounding.
+`dice`, `nsd`, `hd95` and `assd` with their policy "convention" for empty masks: DSC to the last
+bit, the others to float32 rounding.
 """
 
 from __future__ import annotations
@@ -14,24 +14,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from touchstone_jax.metrics import arguments
-from touchstone_jax.metrics.ball import Ball, ball
 from touchstone_jax.metrics.boxes import checked, label_boxes, mask_box, union
 from touchstone_jax.metrics.evaluable import MIN_VOXELS
+from touchstone_jax.metrics.hausdorff import absent_assd, absent_hd
+from touchstone_jax.metrics.host_surface import surface_dice, surface_distances, surface_of
+from touchstone_jax.metrics.overlap import CONVENTIONS
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Integer
 
-# Above, one float64 distance transform is faster than a lookup an offset.
-_LOOKUPS = 500
-
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one class of one case, "touchstone" convention, `dice` and `nsd` in 0..1.
+    """Scores of one class of one case; DSC and NSD in 0..1, values of empty masks by convention.
 
-    ``nsd`` is NaN if both masks are empty. Distances are None unless asked for; NaN if both masks
-    are empty, infinite if one is. ``evaluable`` is Touchstone's rule: more than 10 voxels of the
-    reference survive an erosion by 3^rank.
+    Distances are None unless asked for. ``evaluable`` is Touchstone's rule: more than 10 voxels of
+    the reference survive an erosion by 3^rank.
     """
 
     dsc: float
@@ -56,6 +54,7 @@ def evaluate_labels(
     classes: Mapping[str, int] | Sequence[int],
     tolerance_mm: float | Sequence[float] = 1.5,
     *,
+    convention: str = "touchstone",
     distances: bool = False,
 ) -> dict[str | int, Scores]:
     """Scores of each class of two label maps, 2-D or 3-D; keys as in ``classes``.
@@ -66,13 +65,15 @@ def evaluate_labels(
         spacing_mm: mm between voxels along each axis.
         classes: labels, or name to label.
         tolerance_mm: of the NSD, mm; one, or one a class in the order of ``classes``.
+        convention: "touchstone", "monai" or "deepmind", as in `dice`, `nsd` and `hd95`.
         distances: also HD95 and ASSD, by the exact distance transform of ``edt``.
 
     Raises:
-        ValueError: unlike shapes, neither 2-D nor 3-D, no integers, negative labels, no class or
-            one twice, bad spacing or tolerance.
+        ValueError: unknown convention, unlike shapes, neither 2-D nor 3-D, no integers, negative
+            labels, no class or one twice, bad spacing or tolerance.
         ModuleNotFoundError: ``distances`` without the package ``edt``.
     """
+    arguments.known("convention", convention, CONVENTIONS)
     pred, ref, spacing = checked(pred, ref, spacing_mm, integers=True)
     named = dict(classes) if isinstance(classes, Mapping) else {c: c for c in classes}
     if not named or len(set(named.values())) < len(classes) or min(named.values()) < 0:
@@ -83,7 +84,7 @@ def evaluate_labels(
     for (name, label), tolerance in zip(named.items(), tolerances, strict=True):
         box = union(*(b.get(label) for b in boxes), pred.ndim)
         masks = (labels[box] == label for labels in (pred, ref))
-        scores[name] = _score(*masks, spacing, tolerance, distances)
+        scores[name] = _score(*masks, spacing, tolerance, convention, distances)
     return scores
 
 
@@ -93,33 +94,46 @@ def evaluate_mask(
     spacing_mm: Sequence[float],
     tolerance_mm: float = 1.5,
     *,
+    convention: str = "touchstone",
     distances: bool = False,
 ) -> Scores:
     """Scores of two boolean masks, 2-D or 3-D: for organs kept in files that may overlap.
 
     Arguments and errors as in `evaluate_labels`.
     """
+    arguments.known("convention", convention, CONVENTIONS)
     pred, ref, spacing = checked(pred, ref, spacing_mm, integers=False)
     (tolerance,) = arguments.tolerances(tolerance_mm, None)
     box = union(mask_box(pred), mask_box(ref), pred.ndim)
-    return _score(pred[box], ref[box], spacing, tolerance, distances)
+    return _score(pred[box], ref[box], spacing, tolerance, convention, distances)
 
 
 def _score(
-    pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float, distances: bool
+    pred: np.ndarray,
+    ref: np.ndarray,
+    spacing: tuple[float, ...],
+    tolerance: float,
+    convention: str,
+    distances: bool,
 ) -> Scores:
     """Scores of two masks on a box around both."""
     # Python's ints: the scores are printed and written to JSON.
     predicted, referred, both = (int(np.count_nonzero(m)) for m in (pred, ref, pred & ref))
-    # The operations of `dice`, so that the bits agree.
-    dsc = np.float32(2 * both) / np.float32(predicted + referred + 1)
-    edges = [_edges(mask) for mask in (pred, ref)]
+    dsc = CONVENTIONS[convention]
+    if predicted + referred:
+        # The operations of `dice`, so that the bits agree.
+        whole = predicted + referred + (convention == "touchstone")
+        dsc = float(np.float32(2 * both) / np.float32(whole))
+    surfaces = [surface_of(mask, spacing, convention) for mask in (pred, ref)]
     hd95 = assd = None
-    if distances:
-        hd95, assd = _distances(*edges, spacing)
+    if distances and predicted and referred:
+        hd95, assd = surface_distances(*surfaces, spacing, convention)
+    elif distances:
+        which = 1 if referred else 2 if predicted else 0
+        hd95, assd = absent_hd(convention, 95.0)[which], absent_assd(convention, "both")[which]
     return Scores(
-        dsc=float(dsc) if predicted + referred else 0.0,
-        nsd=_nsd(*edges, spacing, tolerance),
+        dsc=dsc,
+        nsd=surface_dice(*surfaces, spacing, tolerance),
         hd95_mm=hd95,
         assd_mm=assd,
         pred_voxels=predicted,
@@ -135,80 +149,3 @@ def _eroded_voxels(mask: np.ndarray) -> int:
         lines = np.moveaxis(mask, axis, 0)
         mask = np.moveaxis(lines[:-2] & lines[1:-1] & lines[2:], 0, axis)
     return int(np.count_nonzero(mask))
-
-
-def _edges(mask: np.ndarray) -> np.ndarray:
-    """The mask without its erosion by the cross; outside of the box is background."""
-    inner = mask.copy()
-    for axis in range(mask.ndim):
-        lines, kept = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
-        if len(lines):
-            kept[[0, -1]] = False
-        kept[1:] &= lines[:-1]
-        kept[:-1] &= lines[1:]
-    return mask & ~inner
-
-
-def _nsd(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> float:
-    """NSD of two maps of edges."""
-    whole = int(np.count_nonzero(pred)) + int(np.count_nonzero(ref))
-    if not whole:
-        return float("nan")
-    near = ball(tolerance, spacing, pred.shape)
-    far = _beyond if near.count > _LOOKUPS else _missed
-    missed = far(pred, ref, near, spacing, tolerance) + far(ref, pred, near, spacing, tolerance)
-    return (whole - missed) / whole
-
-
-def _missed(
-    seekers: np.ndarray,
-    targets: np.ndarray,
-    near: Ball,
-    spacing: tuple[float, ...],
-    tolerance: float,
-) -> int:
-    """Seekers without a target at any offset: one lookup an offset of those still seeking."""
-    margin = near.margin()
-    around = np.pad(targets, [(m, m) for m in margin])
-    strides = np.array([int(np.prod(around.shape[a + 1 :])) for a in range(around.ndim)])
-    places = (np.argwhere(seekers) + margin) @ strides
-    flat = around.ravel()
-    for offset in sorted(near.offsets(), key=lambda o: np.square(np.multiply(o, spacing)).sum()):
-        if not places.size:
-            break
-        places = places[~flat[places + int(np.dot(offset, strides))]]
-    return int(places.size)
-
-
-def _beyond(
-    seekers: np.ndarray,
-    targets: np.ndarray,
-    near: Ball,
-    spacing: tuple[float, ...],
-    tolerance: float,
-) -> int:
-    """The same by distance, compared in float32 as `ball` does."""
-    from scipy import ndimage
-
-    if not targets.any():
-        return int(np.count_nonzero(seekers))
-    distance = ndimage.distance_transform_edt(~targets, sampling=spacing)[seekers]
-    return int(np.count_nonzero(distance.astype(np.float32) > np.float32(tolerance)))
-
-
-def _distances(
-    pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...]
-) -> tuple[float, float]:
-    """HD95 and ASSD of two maps of edges, mm."""
-    if not pred.any() or not ref.any():
-        absent = float("inf") if pred.any() or ref.any() else float("nan")
-        return absent, absent
-    import edt
-
-    # Ones beyond the box would not be nearer: both surfaces lie inside of it.
-    forth, back = (
-        edt.edt(~targets, anisotropy=spacing, black_border=False, parallel=1)[seekers]
-        for seekers, targets in ((pred, ref), (ref, pred))
-    )
-    hd95 = max(np.percentile(d, 95, method="linear") for d in (forth, back))
-    return float(hd95), float(np.concatenate([forth, back]).mean(dtype=np.float64))
