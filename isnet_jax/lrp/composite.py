@@ -106,6 +106,7 @@ class Composite:
                 unmatched.append(f"{path} ({layer.kind})")
                 continue
             pattern, rule = entry or ("default", Pass())
+            rule = _promised(rule, path, model)
             _check(rule, path, layer, roles.get(INPUT))
             shown = pattern if isinstance(pattern, str) else pattern.__name__
             found.append(Match(path, layer.kind, rule, shown))
@@ -210,6 +211,14 @@ def _hit(pattern: str | type, path: str, layer: nnx.Module, roles: dict[str, str
     if pattern.startswith("kind:"):
         return layer.kind == pattern.removeprefix("kind:")
     return re.fullmatch(pattern, path) is not None
+
+
+def _promised(rule: Rule, path: str, model: nnx.Module) -> Rule:
+    """Rules of signed inputs cost twice those of inputs that the model says are never negative."""
+    rectified = getattr(model, "rectified", None)
+    if rectified is None or not hasattr(rule, "nonnegative") or not re.fullmatch(rectified, path):
+        return rule
+    return dataclasses.replace(rule, nonnegative=True)
 
 
 def _check(rule: Rule, path: str, layer: nnx.Module, input_path: str | None) -> None:

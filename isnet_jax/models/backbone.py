@@ -19,6 +19,8 @@ class Backbone(nnx.Module):
         output_layer: path of the layer that makes the logits.
         before_norm: regular expression over the paths of layers whose output goes straight into a
             BatchNorm that is not folded into them, or None.
+        rectified: regular expression over the paths of convolutions and dense layers whose input
+            is never negative, whatever the image; z+ and its like then cost half. None: no promise.
         supervised: paths of the layers whose output LRP deep supervision looks at, in the order
             of the forward pass.
         torch_sizes: argument of the model -> (torchvision key, axis) that tells its value.
@@ -32,6 +34,7 @@ class Backbone(nnx.Module):
     input_relu: str
     output_layer: str = "classifier"
     before_norm: str | None = None
+    rectified: str | None = None
     torch_sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     torch_flattened: Mapping[str, tuple[int, ...]] = {}
     torch_renamed: ClassVar[tuple[str, str] | None] = None

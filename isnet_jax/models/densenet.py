@@ -75,6 +75,7 @@ class DenseNet(Backbone):
 
     input_layer = "stem"
     input_relu = "relu0"
+    rectified = r"blocks/\d+/\d+/conv\d|transitions/\d+/conv|classifier"
     torch_sizes: ClassVar = {
         "num_classes": ("classifier.weight", 0),
         "growth": ("features.denseblock1.denselayer1.conv2.weight", 0),

@@ -96,6 +96,7 @@ class ResNet(Backbone):
 
     input_layer = "stem"
     input_relu = "relu"
+    rectified = r"stages/\d+/\d+/(conv\d|shortcut)|classifier"
     torch_sizes: ClassVar = {
         "num_classes": ("fc.weight", 0),
         "width": ("layer1.0.conv1.weight", 0),

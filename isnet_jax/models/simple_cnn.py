@@ -31,6 +31,7 @@ class SimpleCNN(Backbone):
 
     input_layer = "blocks/0"
     input_relu = "relus/0"
+    rectified = r"blocks/[1-9]\d*|classifier"
 
     def __init__(
         self,

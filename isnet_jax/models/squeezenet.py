@@ -67,6 +67,7 @@ class SqueezeNet(Backbone):
 
     input_layer = "stem"
     input_relu = "relu"
+    rectified = r"stages/\d+/\d+/(squeeze|expand\dx\d)|classifier"
     torch_sizes: ClassVar = {
         "num_classes": ("classifier.1.weight", 0),
         "stem_width": ("features.0.weight", 0),

@@ -62,6 +62,7 @@ class VGG(Backbone):
 
     input_layer = "stages/0/convs/0"
     input_relu = "stages/0/relus/0"
+    rectified = r"(?!stages/0/convs/0$)stages/\d+/convs/\d+|hidden/\d+|classifier"
     torch_sizes: ClassVar = {
         "num_classes": ("classifier.6.weight", 0),
         "hidden": ("classifier.0.weight", 0),

@@ -357,3 +357,46 @@ def test_converted_models_carry_a_random_stream():
             isnet.variables(model)[1],
         )
     )
+
+
+# ---------------------------------------------------------------- inputs that are never negative
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_promised_inputs_are_never_negative(name):
+    model = narrow(name)
+    kinds = {path: layer.kind for path, layer in lrp.rule_layers(model)}
+    promised = [path for path in kinds if re.fullmatch(model.rectified, path)]
+    # Of the convolutions and dense layers all but the one that reads the image.
+    weighted = {path for path, kind in kinds.items() if kind in ("conv", "dense")}
+    assert set(promised) == weighted - {model.input_layer}
+    seen = {}
+
+    def remember(path, layer):
+        call = type(layer).__call__
+
+        class Watched(type(layer)):
+            def __call__(self, x):
+                seen[path] = float(x.min())
+                return call(self, x)
+
+        layer.__class__ = Watched
+
+    for path, layer in lrp.rule_layers(model):
+        if path in promised:
+            remember(path, layer)
+    model(jax.random.normal(jax.random.key(0), (2, 32, 32, 3)))
+    assert set(seen) == set(promised) and min(seen.values()) >= 0
+
+
+def test_a_promise_halves_the_rule_and_keeps_the_map():
+    model = narrow("resnet_basic")
+    composite = lrp.create("zplus")
+    rules = {match.path: match.rule for match in composite.matches(model)}
+    assert rules["stages/0/0/conv1"].nonnegative and not rules["stem"].nonnegative
+    assert not rules["stages/0/0/add"].nonnegative
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    ours = lrp.explain(model, x, composite=composite).relevance
+    model.rectified = None
+    assert not any(getattr(match.rule, "nonnegative", False) for match in composite.matches(model))
+    assert distance(ours, lrp.explain(model, x, composite=composite).relevance) <= 1e-5

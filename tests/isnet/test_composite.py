@@ -124,7 +124,8 @@ def test_presets_fit_the_models(cnn, resnet) -> None:
     assert block["stem"] == ZB()
     assert block["relu"] == Pass()
     assert block["pool"] == block["stages/0/0/add"] == block["classifier"] == Epsilon()
-    assert set(_rules(create("zplus"), resnet).values()) == {ZPlus(), Pass()}
+    half = ZPlus(nonnegative=True)
+    assert set(_rules(create("zplus"), resnet).values()) == {ZPlus(), half, Pass()}
     assert create("isnet_flex", statistics="through").statistics == "through"
 
 
