@@ -42,6 +42,7 @@ from isnet_jax.lrp.composite import (
     isnet_flex_zb,
 )
 from isnet_jax.lrp.explain import STRATEGIES, Start
+from isnet_jax.lrp.maps import keep_products
 
 Array = jax.Array
 Tree = Any
@@ -224,10 +225,10 @@ def heatmaps(
 
     made = []
     for (start, _), view in zip(isnet.parts, graphs.views, strict=True):
-        maps = partial(of_one, start, view)
+        one = partial(of_one, start, view)
         if isnet.remat:
-            maps = jax.checkpoint(maps, policy=maps.keep_products)
-        made.append(maps(params, rest, x))
+            one = jax.checkpoint(one, policy=keep_products)
+        made.append(one(params, rest, x))
     return made
 
 
