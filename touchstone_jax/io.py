@@ -82,7 +82,8 @@ def read_ct(path: str | Path, *, case: str, nonfinite: str = "refuse") -> Volume
         raise ValueError(f"nonfinite={nonfinite!r}; legal values: 'refuse', 'keep'")
     path = Path(path)
     image, geometry, notes = load(path, case)
-    array = np.asarray(image.dataobj, np.float32).reshape(geometry.shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
+        array = np.asarray(image.dataobj, np.float32).reshape(geometry.shape)
     if nonfinite == "refuse" and (bad := array.size - int(np.isfinite(array).sum())):
         raise refusal(
             case,

@@ -32,8 +32,9 @@ def integers(
     values = stored
     if stored.dtype.kind == "f":
         # Of NaN no integer can be made; the comparison below then says so.
-        values = np.rint(np.nan_to_num(stored, nan=-1, posinf=-1, neginf=-1)).astype(np.int64)
-        off = np.abs(stored - values)
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = np.rint(np.nan_to_num(stored, nan=-1, posinf=-1, neginf=-1)).astype(np.int64)
+            off = np.abs(stored - values)
         if not (worst := float(np.nanmax(off, initial=0))) <= 0.01 or np.isnan(off).any():
             where = np.unravel_index(np.argmax(np.nan_to_num(off, nan=np.inf)), shape)
             raise refusal(

@@ -5,15 +5,18 @@ nibabel parses; it would also repair a broken header in silence, so it is asked 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from touchstone_jax.findings import Finding, refusal
+from touchstone_jax.findings import Finding, VolumeError, refusal
 from touchstone_jax.geometry import Geometry
 from touchstone_jax.nifti_header import geometry_of
 
@@ -64,6 +67,22 @@ def _header(data: bytes, path: Path, case: str) -> Any:
     )
 
 
+@contextlib.contextmanager
+def _damage_told(path: Path, case: str) -> Iterator[None]:
+    """Whatever a library stumbles over in a damaged header is one line about the file."""
+    import nibabel
+
+    kinds = (nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError)
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            yield
+    except VolumeError:
+        raise
+    except (*kinds, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        told = f"{path.name} has a damaged header: {' '.join(str(error).split())}"
+        raise refusal(case, "unreadable", told, _NEW_FILE) from error
+
+
 def load(path: Path, case: str) -> tuple[Any, Geometry, tuple[Finding, ...]]:
     """The nibabel image with its bytes in memory, its grid and the warnings about its header.
 
@@ -73,19 +92,16 @@ def load(path: Path, case: str) -> tuple[Any, Geometry, tuple[Finding, ...]]:
     import nibabel
 
     data = _start(path, case)
-    header = _header(data, path, case)
-    geometry, notes = geometry_of(header, path, case)
-    dtype = _voxel_type(header, path, case)
-    expected = int(header["vox_offset"]) + int(np.prod(geometry.shape)) * dtype.itemsize
-    if len(data) < expected:
-        raise refusal(
-            case,
-            "truncated",
-            f"{path.name} is truncated: {len(data)} of {expected} bytes",
-            _NEW_FILE,
-        )
-    two = isinstance(header, nibabel.Nifti2Header)
-    image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image).from_bytes(data)
+    with _damage_told(path, case):
+        header = _header(data, path, case)
+        geometry, notes = geometry_of(header, path, case)
+        dtype = _voxel_type(header, path, case)
+        expected = int(header["vox_offset"]) + math.prod(geometry.shape) * dtype.itemsize
+        if len(data) < expected:
+            told = f"{path.name} is truncated: {len(data)} of {expected} bytes"
+            raise refusal(case, "truncated", told, _NEW_FILE)
+        two = isinstance(header, nibabel.Nifti2Header)
+        image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image).from_bytes(data)
     return image, geometry, notes
 
 
@@ -94,7 +110,7 @@ def _voxel_type(header: Any, path: Path, case: str) -> np.dtype:
 
     try:
         dtype = header.get_data_dtype()
-    except nibabel.spatialimages.HeaderDataError:
+    except (nibabel.spatialimages.HeaderDataError, KeyError):
         dtype = np.dtype("V0")
     if dtype.kind not in "iuf":
         code = int(header["datatype"])
@@ -115,4 +131,6 @@ def grid(path: Path, case: str) -> tuple[Geometry, tuple[Finding, ...]]:
     Raises:
         VolumeError: no such file, no NIfTI, not 3-D, or a header that gives no usable grid.
     """
-    return geometry_of(_header(_start(path, case, _HEADER_BYTES), path, case), path, case)
+    data = _start(path, case, _HEADER_BYTES)
+    with _damage_told(path, case):
+        return geometry_of(_header(data, path, case), path, case)

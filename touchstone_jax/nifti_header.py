@@ -31,6 +31,9 @@ def geometry_of(header: Any, path: Path, case: str) -> tuple[Geometry, tuple[Fin
             "above 0",
             _NEW_HEADER,
         )
+    # The standard lets pixdim[0] be 0 and mean 1; nibabel insists on a sign.
+    header = header.copy()
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
     affine, notes = _affine(header, shape, path, case)
     geometry = Geometry(shape, affine, _orientation_fields(header))
     if (angle := shear_deg(geometry)) > MAX_SHEAR_DEG:
@@ -67,7 +70,7 @@ def _affine(header: Any, shape, path: Path, case: str):
     if int(header["qform_code"]) > 0:
         try:
             candidates.append(("qform", header.get_qform()))
-        except (ValueError, np.linalg.LinAlgError):
+        except ValueError:
             candidates.append(("qform", np.full((4, 4), np.nan)))
     if not candidates:
         raise refusal(

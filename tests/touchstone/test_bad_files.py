@@ -123,6 +123,27 @@ def test_a_bad_ct_is_one_line_with_the_case_id(case: Case, spoil, check: str, wo
     assert caught.value.finding.check == check and caught.value.finding.fix
 
 
+def test_random_damage_of_a_header_is_never_another_error(case: Case) -> None:
+    paths = (case.ct, dict(case.masks)["liver"])
+    whole = {path: gzip.decompress(path.read_bytes()) for path in paths}
+    rng = np.random.default_rng(0)
+    seen = set()
+    for trial in range(150):
+        path = paths[trial % 2]
+        raw = bytearray(whole[path])
+        for place in rng.integers(0, 352, rng.integers(1, 4)):
+            raw[place] = rng.choice([0, 127, 128, 255, rng.integers(256)])
+        path.write_bytes(bytes(raw))  # not packed again: the bytes decide, not the name
+        try:
+            ct = io.read_ct(case.ct, case=case.id)
+            io.read_labels(paths[1], case=case.id, like=ct.geometry)
+        except VolumeError as error:
+            assert str(error).startswith(case.id) and "\n" not in str(error)
+            seen.add(error.finding.check)
+        path.write_bytes(gzip.compress(whole[path], 1))
+    assert len(seen) > 5
+
+
 def test_nonfinite_can_be_kept_and_a_typo_is_told(case: Case) -> None:
     _nonfinite(float("nan"))(case.ct)
     assert np.isnan(io.read_ct(case.ct, case=case.id, nonfinite="keep").array).sum() == 1

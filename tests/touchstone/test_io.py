@@ -113,6 +113,17 @@ def test_pixdim_that_disagrees_is_a_note(case: Case) -> None:
     assert volume.spacing_mm[0] > 2
 
 
+def test_a_qfac_of_zero_means_one(case: Case, tmp_path: Path) -> None:
+    before = io.read_ct(case.ct, case=case.id)
+    patch(case.ct, QFORM_CODE, "<2h", 1, 0)
+    patch(case.ct, PIXDIM, "<f", 0.0)
+    after = io.read_ct(case.ct, case=case.id)
+    np.testing.assert_allclose(after.geometry.affine, before.geometry.affine, atol=1e-4)
+    io.write(tmp_path / "out.nii.gz", after.array, after.geometry)
+    back = nibabel.load(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(back.affine, after.geometry.affine)
+
+
 def test_qform_alone_gives_the_affine(case: Case) -> None:
     before = io.read_ct(case.ct, case=case.id)
     patch(case.ct, SFORM_CODE, "<h", 0)
