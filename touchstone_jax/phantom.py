@@ -26,7 +26,7 @@ _AIR, _FAT, _MUSCLE, _BONE = -1000, -100, 50, 400
 # front, z to the head), and HU. An infinite semi-axis makes a vessel that runs through the volume.
 _ORGANS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float]] = {
     "liver": ((0.42, 0.12, 0.45), (0.38, 0.48, 0.40), 110),
-    "stomach": ((-0.38, 0.38, 0.45), (0.24, 0.24, 0.28), 30),
+    "stomach": ((-0.38, 0.38, 0.45), (0.24, 0.24, 0.28), 15),
     "spleen": ((-0.62, -0.22, 0.50), (0.17, 0.28, 0.26), 125),
     "pancreas": ((-0.08, 0.12, -0.05), (0.30, 0.10, 0.10), 90),
     "gall_bladder": ((0.35, 0.46, -0.02), (0.10, 0.12, 0.14), 5),
