@@ -47,9 +47,10 @@ class Optimizer:
 
     name: str = "adamw"  # sgd | adam | adamw
     learning_rate: float = 1e-3  # the peak
-    schedule: str = "constant"  # constant | cosine | step, each after a linear warm-up
+    schedule: str = "constant"  # constant | cosine | poly | step, each after a linear warm-up
     warmup_steps: int = 0
-    end_factor: float = 0.0  # cosine: last learning rate / peak
+    end_factor: float = 0.0  # cosine, poly: last learning rate / peak
+    power: float = 0.9  # poly: peak · (1 - step / steps) ** power
     step_at: tuple = ()  # step: after these steps …
     step_factor: float = 0.1  # … the learning rate is multiplied by this
     momentum: float = 0.9  # sgd
@@ -113,7 +114,7 @@ TRAINING = {"task": {}, "steps": 0, "batch_size": 0}  # of a card that trains no
 JOB_VERBS = ("explain", "prepare", "predict", "evaluate")
 LEGAL = {
     "optimizer.name": ("sgd", "adam", "adamw"),
-    "optimizer.schedule": ("constant", "cosine", "step"),
+    "optimizer.schedule": ("constant", "cosine", "poly", "step"),
     "checkpoint.best_mode": ("min", "max"),
 }
 AT_LEAST = {
@@ -138,7 +139,10 @@ AT_LEAST = {
     "optimizer.beta1": 0,
     "optimizer.beta2": 0,
 }
-ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.step_factor", "optimizer.epsilon")
+ABOVE_ZERO = (
+    *("optimizer.learning_rate", "optimizer.step_factor", "optimizer.epsilon"),
+    "optimizer.power",
+)
 BELOW = {
     "seed": 2**32,  # what grain's shuffle takes
     "steps": 2**31,  # what optax counts

@@ -11,10 +11,13 @@ from launch.experiment import Optimizer
 
 
 def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then constant, cosine or steps down."""
+    """Learning rate by step: linear warm-up to the peak, then constant, cosine, poly or steps."""
     peak, warmup = settings.learning_rate, settings.warmup_steps
     if settings.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), settings.end_factor)
+    elif settings.schedule == "poly":
+        end, left = peak * settings.end_factor, max(1, steps - warmup)
+        after = optax.polynomial_schedule(peak, end, settings.power, left)
     elif settings.schedule == "step":
         drops = {int(at) - warmup: settings.step_factor for at in settings.step_at}
         after = optax.piecewise_constant_schedule(peak, drops)

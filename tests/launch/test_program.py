@@ -1,5 +1,6 @@
 """What the user sees: one-line errors, the table, the record, the pictures."""
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable
@@ -261,6 +262,16 @@ def test_schedules() -> None:
     )
     steps = schedule(Optimizer(schedule="step", step_at=(3, 6), learning_rate=1.0), 9)
     assert [float(steps(np.int32(k))) for k in (2, 4, 7)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_poly_schedule_is_nnunets() -> None:
+    settings = Optimizer(schedule="poly", warmup_steps=10, learning_rate=0.01)
+    poly = schedule(settings, 110)
+    expected = [0.005, *(0.01 * (1 - k / 100) ** 0.9 for k in (0, 37, 99)), 0]
+    got = [float(poly(np.int32(k))) for k in (5, 10, 47, 109, 110)]
+    assert got == pytest.approx(expected, rel=1e-5)
+    ends_higher = schedule(dataclasses.replace(settings, end_factor=0.1, power=2.0), 110)
+    assert float(ends_higher(np.int32(60))) == pytest.approx(0.001 + 0.009 * 0.25, rel=1e-5)
 
 
 def test_biases_do_not_decay_and_gradients_are_clipped() -> None:
