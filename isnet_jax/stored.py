@@ -37,6 +37,8 @@ def load_model(name: str | None = None, *, weights: str, **config: Any) -> nnx.M
         ImportError: a .safetensors file without the package.
     """
     if weights == RANDOM:
+        if "num_classes" not in config:
+            raise ValueError("model num_classes must be given where the weights are 'random'")
         model = create(_named(name), **config, rngs=nnx.Rngs(0))
     else:
         place = Path(weights)

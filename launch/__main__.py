@@ -21,7 +21,7 @@ verbs:
   train     train every run × seed of a card (goes on where it was stopped), evaluate, one table
   evaluate  evaluate the checkpoints in --workdir again and print the table
   explain   draw --workdir/heatmaps.png from the checkpoints
-  prepare, predict, and evaluate or explain of a card with config.jobs.VERB
+  verify, prepare, predict, and evaluate or explain of a card with config.jobs.VERB
             run that job over the cases of a folder, into --workdir/VERB/CASE
   data      fetch a named data set and print its folder; without a name: list them
   list      list the cards below a folder (default: configs)
@@ -206,7 +206,7 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
         raise SetupError(f"--count {options.count} must be at least 1")
 
 
-CARDS = ("train", "evaluate", "explain", "prepare", "predict")
+CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict")
 BELONGS = {
     "folder": ("list", "data"),
     "config": CARDS,
@@ -219,6 +219,7 @@ VERBS = {
     "train": _train,
     "evaluate": _evaluate,
     "explain": _explain,
+    "verify": _only_job,
     "prepare": _only_job,
     "predict": _only_job,
     "data": _data,

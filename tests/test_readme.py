@@ -1,16 +1,28 @@
 """README: its Python and its (shortened) commands run, its files exist, CI does as it says."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from launch.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Random weights: nothing is fetched. The real ones are for `-m slow`.
+SMALL = (
+    "--config.jobs.explain.model="
+    "{'name': 'squeezenet1_1', 'weights': 'random', 'num_classes': 5, 'squeezed': ((2, 2),)}",
+    "--config.jobs.explain.names=None",
+    "--config.jobs.explain.preprocessing.size=32",
+    "--config.jobs.explain.preprocessing.resize=32",
+    "--config.jobs.explain.rules=('gradient_x_input', 'epsilon')",
+)
 SHORT = ("--config.steps=2", "--config.eval_every=2", "--config.task.model.widths=(2,2)")
 
 
@@ -38,14 +50,23 @@ def test_the_python_of_the_readme_runs_in_order():
     assert names["metrics"]["loss"] > 0
 
 
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(folder / "grey.png")
+    return folder
+
+
 def test_the_launch_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     launches = [shlex.split(c)[3:] for c in commands() if c.startswith("python -m launch")]
     assert len(launches) >= 8
     for argv in launches:
         argv = [str(tmp_path / a) if a.startswith("runs/") else a for a in argv]
+        argv = [a.replace("=DIR", f"={photos(tmp_path)}") for a in argv]
         tuning = [a for a in argv if a.startswith("--config.task.tune_steps")]
         short = [*SHORT, *(["--config.task.tune_steps=5"] if tuning else [])]
+        short = SMALL if any("isnet/explain.py" in a for a in argv) else short
         code = main([*argv, *(short if argv[0] != "list" else [])])
         said = capsys.readouterr()
         assert code == 0, f"{argv}: {said.err}"
@@ -53,6 +74,19 @@ def test_the_launch_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     for name in ("table.md", "table.json", "heatmaps.png", "plain/seed0/progress.png"):
         assert (first / name).stat().st_size > 0
     assert "mnist_bias" in said.out  # list is the last command
+
+
+@pytest.mark.slow
+def test_the_photos_are_named_and_explained(tmp_path, monkeypatch):
+    # Fetches the weights and class names, unless they were fetched before.
+    monkeypatch.chdir(ROOT)
+    command = "explain --config configs/isnet/explain.py --workdir"
+    assert main([*command.split(), str(tmp_path)]) == 0
+    first = {"coffee": "espresso", "chelsea": "Egyptian cat", "camera": "tripod"}
+    for photo, name in first.items():
+        told = json.loads((tmp_path / "explain" / photo / "explanation.json").read_text())
+        assert told["classes"][0]["name"] == name
+    assert (tmp_path / "explain" / "montage.png").stat().st_size > 100_000
 
 
 def test_ci_installs_and_tests_as_the_readme_says():
