@@ -17,6 +17,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import time
@@ -197,6 +198,8 @@ def measure(pred: np.ndarray, ref: np.ndarray, rounds: int) -> list[dict]:
             ratios = [a / b for a, b in zip(wall[rival], wall[name], strict=True)]
             row[f"times_faster_than_{rival}"] = round(statistics.median(ratios), 2)
             row[f"range_{rival}"] = [round(min(ratios), 2), round(max(ratios), 2)]
+            spent = [a / b for a, b in zip(cpu[rival], cpu[name], strict=True)]
+            row[f"times_less_cpu_than_{rival}"] = round(statistics.median(spent), 2)
         rows.append(row)
     return rows
 
@@ -221,15 +224,18 @@ def main() -> None:
         "spacing_mm": SPACING_MM,
         "tolerance_mm": TOLERANCE_MM,
         "rounds": options.rounds,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "voxels": [int((ref == c).sum()) for c in CLASSES],
     }
     print(about)
     rows = measure(pred, ref, options.rounds)
     for row in rows:
         faster = [
-            f"{value:6.1f}x {key.removeprefix('times_faster_than_')} {row['range_' + key[18:]]}"
-            for key, value in row.items()
-            if key.startswith("times_faster_than_")
+            f"{row[key]:6.1f}x {rival} {row[f'range_{rival}']} "
+            f"(cpu {row[f'times_less_cpu_than_{rival}']:.1f}x)"
+            for rival in ("MONAI", "surface-distance")
+            if (key := f"times_faster_than_{rival}") in row
         ]
         print(f"{row['method']:27s} {row['seconds']:7.3f} s  cpu {row['cpu_seconds']:7.3f} s  "
               + "  ".join(faster))  # fmt: skip

@@ -126,18 +126,24 @@ def test_equal_to_the_compiled_scores(order: str, convention: str) -> None:
     assert ours[4].nsd == 0 and ours[4].hd95_mm == INF and np.isnan(ours[5].nsd)
 
 
-@pytest.mark.parametrize("convention", ["touchstone", "monai", "deepmind"])
-def test_empty_masks_as_in_the_compiled_scores(convention: str) -> None:
+@pytest.mark.parametrize(
+    ("convention", "dsc", "hd95_mm"),
+    [
+        ("touchstone", [0, 0, 0], [NAN, INF, INF]),
+        ("monai", [1, 0, 0], [NAN, NAN, NAN]),
+        ("deepmind", [NAN, 0, 0], [INF, INF, INF]),
+    ],
+)
+def test_empty_masks(convention: str, dsc: list[float], hd95_mm: list[float]) -> None:
     none, some = np.zeros((8, 8), bool), np.eye(8, dtype=bool)
-    for pair in ((none, none), (some, none), (none, some)):
-        ours = evaluate_mask(*pair, (1, 1), 1.0, convention=convention, distances=True)
-        told = [
-            dice(*pair, convention=convention),
-            nsd(*pair, (1, 1), 1.0, convention=convention),
-            hd95(*pair, (1, 1), convention=convention),
-            assd(*pair, (1, 1), convention=convention),
-        ]
-        np.testing.assert_array_equal([ours.dsc, ours.nsd, ours.hd95_mm, ours.assd_mm], told)
+    ours = [
+        evaluate_mask(*pair, (1, 1), 1.0, convention=convention, distances=True)
+        for pair in ((none, none), (some, none), (none, some))
+    ]
+    np.testing.assert_array_equal([s.dsc for s in ours], dsc)
+    np.testing.assert_array_equal([s.nsd for s in ours], [NAN, 0, 0])
+    np.testing.assert_array_equal([s.hd95_mm for s in ours], hd95_mm)
+    np.testing.assert_array_equal([s.assd_mm for s in ours], [NAN, INF, INF])
 
 
 masks = hnp.arrays(bool, (5, 4, 3))

@@ -151,6 +151,7 @@ def test_ties_by_rounding() -> None:
 # ---------------------------------------------------------------- surface elements
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # its own, NumPy 2.5
 def test_areas_by_another_marching_cubes() -> None:
     from skimage.measure import marching_cubes, mesh_surface_area
 
