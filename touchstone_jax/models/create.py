@@ -1,0 +1,48 @@
+"""Segmentation networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flax import nnx
+
+from touchstone_jax.legal import call, options_of, unknown
+from touchstone_jax.models.unet import UNet
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet}
+
+
+def create(
+    name: str, in_channels: int = 1, *, num_classes: int, rngs: nnx.Rngs, **config: object
+) -> nnx.Module:
+    """A freshly initialised network: (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes).
+
+    In training mode it gives a tuple of logits, the finest first, for deep supervision; it is made
+    in evaluation mode.
+
+    Args:
+        name: a key of `MODELS`.
+        in_channels: channels of the image.
+        num_classes: logits, the background's among them, at least 2.
+        rngs: initialisation, e.g. ``nnx.Rngs(0)``.
+        **config: the network's own arguments.
+
+    Raises:
+        ValueError: unknown name, an argument that the network does not take, or an illegal value.
+    """
+    for what, value, least in (("in_channels", in_channels, 1), ("num_classes", num_classes, 2)):
+        if value < least:
+            raise ValueError(f"model {name!r}: {what}={value}; expected at least {least}")
+    shared = {"in_channels": in_channels, "num_classes": num_classes, "rngs": rngs}
+    return call("model", name, MODELS, {**shared, **config})
+
+
+def accepts(name: str, option: str) -> bool:
+    """Whether the network of that name takes an argument of its own called ``option``.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return option in options_of(MODELS[name])
