@@ -88,7 +88,14 @@ class SlidingWindow:
                 another shape than its input, or a head that is not linear.
         """
         self.window = tuple(int(w) for w in window)
-        _check(self.window, overlap, mirror, batch, accumulator_mib, cross_section)
+        check_options(
+            self.window,
+            overlap=overlap,
+            mirror=mirror,
+            batch=batch,
+            accumulator_mib=accumulator_mib,
+            cross_section=cross_section,
+        )
         self._overlap, self._pad_value = overlap, pad_value
         self._flips = [
             tuple(axis in chosen for axis in range(3))
@@ -245,14 +252,20 @@ def _from(sums: np.ndarray, first: int, size: int) -> Float32[np.ndarray, " size
     return np.pad(part, (0, size - len(part)), constant_values=1).astype(np.float32)
 
 
-def _check(
+def check_options(
     window: Sequence[int],
+    *,
     overlap: float,
     mirror: Sequence[int],
     batch: int,
     accumulator_mib: float,
-    cross_section: Sequence[int] | None,
+    cross_section: Sequence[int] | None = None,
 ) -> None:
+    """Refuse arguments of `SlidingWindow` that cannot be.
+
+    Raises:
+        ValueError: naming the argument, its value and what was expected.
+    """
     for name, value, legal, expected in (
         ("window", tuple(window), len(window) == 3 and min(window) > 0, "three sizes above 0"),
         ("overlap", overlap, 0 <= overlap < 1, "0 or more and below 1"),

@@ -1,0 +1,102 @@
+"""What `predict` is given: CTs in any layout, or cases that are prepared already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from touchstone_jax.case_files import folders
+from touchstone_jax.fingerprints import OverCases, hash_of, stat_of
+from touchstone_jax.geometry import Geometry
+from touchstone_jax.plan import Plan
+from touchstone_jax.prepare import VERSION, prepare_image
+from touchstone_jax.prepared import open_prepared
+from touchstone_jax.verify import examine
+
+Loaded = tuple[Float32[np.ndarray, "x y z"], Geometry]
+"""A normalised image on the plan's spacing, and the grid that its CT is stored on."""
+
+
+class FromCts(OverCases):
+    """CTs of a data set; labels that may lie beside them are not looked at."""
+
+    def fingerprint(self, case: str) -> str:
+        """Hash of the CT's file."""
+        files = self._cases[case]
+        return hash_of([self.hash_files(type(files)(files.id, files.ct)), VERSION])
+
+    def load(self, case: str, plan: Plan, allow: Collection[str]) -> Loaded:
+        """Judge a CT as `verify` does and prepare it by the plan.
+
+        Raises:
+            VolumeError: the first error that is not allowed.
+        """
+        seen = examine(self._cases[case], None)
+        seen.raise_errors(allow)
+        # Through half precision, as prepared cases are stored: the same bits as in training.
+        image = prepare_image(seen.ct, plan).astype(np.float16).astype(np.float32)
+        return image, seen.ct.geometry
+
+
+class FromPrepared:
+    """The cases of a folder that the job `Prepare` wrote.
+
+    Raises:
+        FileNotFoundError: no case in it.
+    """
+
+    def __init__(self, data: str | Path) -> None:
+        self._folders = {path.name: path for path in prepared_folders(Path(data))}
+        if not self._folders:
+            raise FileNotFoundError(f"data set {data}: no prepared case")
+
+    def cases(self) -> Sequence[str]:
+        """The ids, in order."""
+        return list(self._folders)
+
+    def fingerprint(self, case: str) -> str:
+        """Hash of meta.json, which names the CT's content and the plan, and of the image's file."""
+        folder = self._folders[case]
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        listed = [stat_of(path)[0] for path in sorted((folder / "image").rglob("*"))]
+        return hash_of([json.dumps(meta, sort_keys=True), *listed])
+
+    def load(self, case: str, plan: Plan, allow: Collection[str]) -> Loaded:
+        """Read a prepared image.
+
+        Raises:
+            ValueError: it was prepared by another plan than the network's, or is damaged.
+        """
+        found = open_prepared(self._folders[case])
+        if found.meta["plan"] != plan.digest():
+            raise ValueError(
+                f"{case}: prepared by plan {found.meta['plan']}, the network was trained by plan "
+                f"{plan.digest()}: prepare it again with plan=, or predict from the CTs"
+            )
+        try:
+            image = found.image.read().result()
+        except ValueError as error:
+            raise ValueError(f"{case}: image: {str(error).splitlines()[0]}") from error
+        return np.asfortranarray(image, dtype=np.float32), found.source
+
+
+def open_inputs(data: str, layout: str, fingerprints: str) -> FromCts | FromPrepared:
+    """The cases of a folder; "prepared" is a layout, too, and "auto" recognises it.
+
+    Raises:
+        FileNotFoundError: no such folder, or no case in it.
+        ValueError: as `touchstone_jax.layouts.discover`.
+    """
+    if layout == "prepared" or (layout == "auto" and prepared_folders(Path(data))):
+        return FromPrepared(data)
+    return FromCts(data, layout, None, fingerprints)
+
+
+def prepared_folders(folder: Path) -> list[Path]:
+    """Folders of prepared cases inside a folder."""
+    inside = folders(folder) if folder.is_dir() else []
+    return [path for path in inside if (path / "meta.json").is_file()]

@@ -1,0 +1,186 @@
+"""Predict whole CTs in the form that the launcher runs: from a trained task to NIfTI files.
+
+A case goes through the gate of `verify`, is prepared by the plan that the network was trained with,
+predicted by a sliding window, brought back to the CT's own voxels, cleaned if asked for, and
+written with the CT's axes, affine and header. How the CT is stored makes no difference: all is done
+in canonical axes (`touchstone_jax.io`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from touchstone_jax.clean import check_organs, clean, cleanings
+from touchstone_jax.findings import ALLOWABLE
+from touchstone_jax.geometry import Geometry, canonical
+from touchstone_jax.infer import SlidingWindow, check_options
+from touchstone_jax.inputs import open_inputs
+from touchstone_jax.io import write
+from touchstone_jax.label_values import label_counts
+from touchstone_jax.plan import Plan
+from touchstone_jax.prepare import to_source_grid
+from touchstone_jax.resample import resample_labels
+from touchstone_jax.scheme import Scheme
+from touchstone_jax.schemes import scheme
+
+RESAMPLINGS = ("linear", "nearest")
+FIELD_MM = 512.0
+"""CTs are no wider than this but rarely: the sliding window is compiled for it."""
+
+
+class Predict:
+    """Predict the CTs of a folder: ``<case>/predictions/<organ>.nii.gz`` and a label map.
+
+    Args:
+        data: folder of CTs in a layout of `touchstone_jax.layouts`, or of prepared cases.
+        layout: of `touchstone_jax.layouts`, "prepared", or "auto".
+        window: voxels (x, y, z) on the plan's spacing; None for the plan's patch.
+        overlap: share of a window that the next one covers.
+        mirror: axes (of 0, 1, 2) to mirror along, predictions averaged; only those that training
+            mirrored along.
+        batch: windows a call.
+        accumulator_mib: see `touchstone_jax.infer.SlidingWindow`.
+        resampling: "linear", the class with the largest interpolated share at each voxel of the
+            CT, or "nearest", which is faster and leaves the steps of the plan's spacing.
+        clean: organ, or "*", to the options of `touchstone_jax.clean.Cleaning`; nothing by default.
+        masks: write a mask for each organ.
+        allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass.
+        fingerprints: tell a changed CT by the "content" of its file, or by "stat".
+
+    Raises:
+        FileNotFoundError: no such folder, or no case in it.
+        ValueError: an unknown or illegal value, or an ambiguous data set.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        *,
+        layout: str = "auto",
+        window: Sequence[int] | None = None,
+        overlap: float = 0.5,
+        mirror: Sequence[int] = (),
+        batch: int = 1,
+        accumulator_mib: float = 1024,
+        resampling: str = "linear",
+        clean: Mapping[str, Mapping[str, Any]] | None = None,
+        masks: bool = True,
+        allow: Sequence[str] = (),
+        fingerprints: str = "content",
+    ) -> None:
+        if resampling not in RESAMPLINGS:
+            raise ValueError(f"resampling={resampling!r}; legal values: {', '.join(RESAMPLINGS)}")
+        for check in allow:
+            if check not in ALLOWABLE:
+                raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
+        self._how = {
+            "overlap": overlap,
+            "mirror": tuple(mirror),
+            "batch": batch,
+            "accumulator_mib": accumulator_mib,
+        }
+        self._window = None if window is None else tuple(window)
+        check_options(self._window or (1, 1, 1), **self._how)
+        self._resampling, self._masks, self._allow = resampling, masks, tuple(allow)
+        self._clean = cleanings(clean or {})
+        self._inputs = open_inputs(data, layout, fingerprints)
+        self._lock = threading.Lock()
+
+    def cases(self) -> Sequence[str]:
+        """The ids of the folder's cases, in order."""
+        return self._inputs.cases()
+
+    def fingerprint(self, case: str) -> str:
+        """Hash of the case's CT."""
+        return self._inputs.fingerprint(case)
+
+    def restore(self, task: Any, state: Mapping[str, Any]) -> None:
+        """Take the network: ``task.predictor(state)`` gives (network, plan, label scheme).
+
+        The network is a function of `touchstone_jax.infer.SlidingWindow`, or a pair of features
+        and head; the plan is a `Plan` or what `Plan.to_json` made of it.
+
+        Raises:
+            ValueError: network, plan, labels and options do not fit together.
+        """
+        network, plan, labels = task.predictor(state)
+        self.plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
+        self.scheme = scheme(labels)
+        check_organs(self._clean, self.scheme.indices)
+        network, head = network if isinstance(network, tuple) else (network, None)
+        field = [int(np.ceil(FIELD_MM / s)) for s in self.plan.spacing_mm[:2]]
+        window = self._window or self.plan.patch
+        self.sliding = SlidingWindow(network, window, head=head, cross_section=field, **self._how)
+        if self.sliding.num_classes != self.scheme.num_classes:
+            raise ValueError(
+                f"the network has {self.sliding.num_classes} classes; the labels "
+                f"{self.scheme.name} have {self.scheme.num_classes} with the background"
+            )
+
+    def run(self, case: str, folder: Path) -> dict[str, Any]:
+        """Predict one case into ``folder``; windows, seconds of the network, ml of each organ.
+
+        Raises:
+            VolumeError: the first error that `verify` finds in the CT.
+            ValueError: a prepared case of another plan, or logits that are not finite.
+        """
+        image, source = self._inputs.load(case, self.plan, self._allow)
+        begin = time.monotonic()
+        with self._lock:  # one accumulator at a time; other threads read and write meanwhile
+            small = self.sliding.labels(image, case=case)
+        seconds = time.monotonic() - begin
+        spacing = source.reoriented(canonical(source)).spacing_mm
+        labels = self._back(small, source)
+        labels, cleaned = clean(labels, spacing, self.scheme.indices, self._clean)
+        write_prediction(folder, labels, source, self.scheme, masks=self._masks)
+        voxels = label_counts(labels, self.scheme.num_classes)
+        ml = float(np.prod(spacing)) / 1000
+        return {
+            "windows": self.sliding.count(image.shape),
+            "network_seconds": round(seconds, 3),
+            "shape": " ".join(map(str, source.shape)),
+            **{f"ml_{n}": float(voxels[i]) * ml for n, i in sorted(self.scheme.indices.items())},
+            **{f"cleaned_{n}": c.removed + c.filled for n, c in cleaned.items()},
+        }
+
+    def _back(
+        self, labels: UInt8[np.ndarray, "a b c"], source: Geometry
+    ) -> UInt8[np.ndarray, "x y z"]:
+        if self._resampling == "linear":
+            return to_source_grid(labels, source, self.plan)
+        return resample_labels(labels, source.reoriented(canonical(source)).shape, order=0)
+
+
+def write_prediction(
+    folder: str | Path,
+    labels: UInt8[np.ndarray, "x y z"],
+    geometry: Geometry,
+    target: Scheme,
+    *,
+    masks: bool = True,
+) -> None:
+    """Write ``combined_labels.nii.gz`` and ``predictions/<organ>.nii.gz`` into a folder.
+
+    Args:
+        folder: of the case; exists.
+        labels: uint8 (x, y, z), canonical axes, in the numbers of ``target``.
+        geometry: the stored grid of the CT; its affine and header fields are written bit by bit.
+        target: what the labels mean.
+        masks: write the masks, too.
+
+    Raises:
+        ValueError: labels of another shape than the grid's.
+    """
+    folder = Path(folder)
+    write(folder / "combined_labels.nii.gz", labels, geometry)
+    if masks:
+        (folder / "predictions").mkdir(exist_ok=True)
+        for name, index in target.indices.items():
+            write(folder / "predictions" / f"{name}.nii.gz", labels == index, geometry)
