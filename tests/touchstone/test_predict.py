@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from launch.__main__ import main
 from tests.touchstone.cases import SHAPE, SPACING_MM, dataset, rewrite, same, stored_as
 from tests.touchstone.toy_network import HU, SCHEME, Thresholds, plan
 from touchstone_jax.io import read_geometry, read_labels
@@ -222,3 +223,49 @@ def test_what_does_not_fit_the_network(data: Path, tmp_path: Path) -> None:
     geometry = read_geometry(data / "lps" / "ct.nii.gz", case="lps")[0]
     with pytest.raises(ValueError, match="array has shape"):
         write_prediction(tmp_path, np.zeros((3, 3, 3), np.uint8), geometry, SCHEME)
+
+
+# ---------------------------------------------------------------- by the launcher
+
+CARD = """\"\"\"Predict phantoms and score them.\"\"\"
+def get_config(arg=""):
+    predict = {"name": "touchstone_jax.predict:Predict", "data": "DATA", "batch": 2}
+    evaluate = {"name": "touchstone_jax.evaluate:Evaluate", "predictions": "WORK/predict",
+                "references": "DATA", "skip": "empty"}
+    return {"task": {"name": "tests.touchstone.toy_network:Thresholds"}, "steps": 1,
+            "batch_size": 8, "jobs": {"predict": predict, "evaluate": evaluate}}
+"""
+
+
+def test_train_predict_evaluate_by_the_launcher(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A bad CT fails alone and is done when it is mended; what is done is not done again."""
+    work, card, bad = tmp_path / "work", tmp_path / "card.py", data / "lps" / "ct.nii.gz"
+    card.write_text(CARD.replace("DATA", str(data)).replace("WORK", str(work)))
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:500])
+
+    def launch(verb: str) -> int:
+        return main([verb, "--config", str(card), "--workdir", str(work)])
+
+    assert launch("train") == 0
+    assert launch("predict") == 1
+    assert "1 of 3 cases failed: lps (lps: ct.nii.gz is truncated" in capsys.readouterr().err
+    stamp = (work / "predict" / "ras" / "combined_labels.nii.gz").stat().st_mtime_ns
+    assert not (work / "predict" / "lps").exists()
+    assert launch("evaluate") == 0
+    assert "missing: 1 of 3 cases (lps), scored as empty ones" in capsys.readouterr().err
+    bad.write_bytes(whole)
+    assert launch("predict") == launch("evaluate") == 0
+    assert (work / "predict" / "ras" / "combined_labels.nii.gz").stat().st_mtime_ns == stamp
+    lines = (work / "evaluate" / "dsc.csv").read_text().splitlines()
+    assert lines[0] == "name," + ",".join(sorted(SCHEME.indices))
+    assert [line.split(",")[0] for line in lines[1:]] == ["lps", "permuted", "ras"]
+    assert len({line.split(",", 1)[1] for line in lines[1:]}) == 1
+    summary = json.loads((work / "evaluate" / "summary.json").read_text())
+    pair = (work / "predict" / "ras" / "predictions", data / "ras" / "segmentations")
+    p, r = (np.asarray(nibabel.load(f / "aorta.nii.gz").dataobj) > 0 for f in pair)
+    dsc = 2 * (p & r).sum() / (p.sum() + r.sum() + 1)
+    assert summary["dsc"]["by_class"]["aorta"]["mean"] == pytest.approx(dsc) and dsc > 0.4
+    assert summary["cases"]["missing"] == []
