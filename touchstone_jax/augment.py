@@ -94,7 +94,7 @@ def augment(
 
 
 class _Draws:
-    """Uniform numbers of one key, handed out in turn: one generator to compile instead of thirty."""
+    """Uniform numbers of one key, handed out in turn: one generator to compile, not thirty."""
 
     def __init__(self, key: Array, channels: int) -> None:
         self._values = jax.random.uniform(key, (24 + 16 * channels,), jnp.float32)
