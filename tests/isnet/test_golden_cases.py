@@ -214,6 +214,7 @@ def path_of(name):
         ("flex/selective_argmin", LEAST, FLEX, "flex_script"),
         ("flex/selective_argmin", LEAST, FLEX, "flex_class"),
         ("flex/logits", EACH, FLEX, "flex_script"),
+        pytest.param("flex/logits", EACH, FLEX, "flex_class", marks=pytest.mark.slow),
     ],
 )
 def test_case_b_losses_and_gradients(case_b, key, start, composite, setting):
