@@ -9,7 +9,9 @@ from touchstone_jax.benchmark.rows import Row
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%_#${}"},
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
 }
 
 

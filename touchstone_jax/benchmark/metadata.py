@@ -1,7 +1,8 @@
 """Families of groups of cases from a metadata table: age, sex, diagnosis, scanner and the like.
 
 A CSV with a header, separated by comma, semicolon or tab; one row a case. TotalSegmentator's
-``meta.csv`` is one. Values are compared in lower case; an empty value is in no group.
+``meta.csv`` is one. Values that differ in upper and lower case only are one group, spelled as
+first met; an empty value is in no group.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Metadata:
         columns = list(next(iter(self.rows.values())))
         if column not in columns:
             raise unknown("column of the metadata", column, columns)
-        found = tuple(case for case, row in self.rows.items() if row[column] == value.lower())
+        found = tuple(
+            case for case, row in self.rows.items() if row[column].casefold() == value.casefold()
+        )
         if not found:
             values = sorted({row[column] for row in self.rows.values()})
             raise unknown(f"value of {column!r}", value, values)
@@ -95,7 +98,11 @@ def read_metadata(path: str | Path, cases: Sequence[str]) -> Metadata:
         column = next((name for name in names if name in columns), None)
         if column is None:
             continue
-        group_of = {case: _group(family, row[column], path, case) for case, row in rows.items()}
+        spelled: dict[str, str] = {}
+        group_of = {}
+        for case, row in rows.items():
+            text = spelled.setdefault(row[column].casefold(), row[column])
+            group_of[case] = _group(family, text, path, case)
         groups = _ordered(family, [group for group in group_of.values() if group])
         if groups:
             families[family] = {
@@ -130,15 +137,15 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         case = row[key].strip()
         if case in found:
             raise ValueError(f"metadata {path}:{reader.line_num}: case {case!r} twice")
-        found[case] = {name: text.strip().lower() for name, text in row.items()}
+        found[case] = {name: text.strip() for name, text in row.items()}
     return found
 
 
 def _group(family: str, text: str, path: Path, case: str) -> str | None:
-    if text in ("", "nan", "na", "none"):
+    if text.casefold() in ("", "nan", "na", "none"):
         return None
     if family == "sex":
-        return _SEX.get(text, text)
+        return _SEX.get(text.casefold(), text)
     if family != "ages":
         return text
     try:
