@@ -6,6 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from touchstone_jax.legal import unknown
+
 Range = tuple[float, float]
 
 
@@ -112,3 +114,21 @@ NONE = Augmentation(
     mirror_axes=(),
 )
 """Nothing is changed."""
+
+PRESETS = {"nnunet": Augmentation(), "none": NONE}
+"""What `create` starts from."""
+
+
+def create(preset: str = "nnunet", **changes: object) -> Augmentation:
+    """A preset with some of its fields changed.
+
+    Raises:
+        ValueError: an unknown preset or field, or an illegal value.
+    """
+    if preset not in PRESETS:
+        raise unknown("augmentation preset", preset, PRESETS)
+    legal = [field.name for field in dataclasses.fields(Augmentation)]
+    for name in changes:
+        if name not in legal:
+            raise unknown("option of augmentation", name, legal)
+    return dataclasses.replace(PRESETS[preset], **changes)

@@ -1,0 +1,292 @@
+"""Tasks of the launcher: a segmentation network trained on what `prepare` made.
+
+The launcher (or any library user) calls ``dataset``, ``init``, ``step``, ``evaluate`` and, to
+predict, ``predictor``. Everything a task can get wrong raises ValueError or FileNotFoundError
+before any compute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from touchstone_jax import augmentation as augmentations
+from touchstone_jax.augment import augment_batch
+from touchstone_jax.counts import counts, dice_by_organ, mean_dice_by_organ
+from touchstone_jax.layers import triple
+from touchstone_jax.losses import IGNORE, dice_cross_entropy, segmentation_loss
+from touchstone_jax.models import accepts, create, topology
+from touchstone_jax.patches import random_patches, read_set, split_cases, tiles
+from touchstone_jax.planning_rules import coarse_axis
+from touchstone_jax.schemes import scheme
+
+if TYPE_CHECKING:
+    import grain
+
+State = dict[str, Any]
+Batch = dict[str, Array]
+Feed = Callable[["grain.MapDataset"], Iterable[Batch]]
+TRAIN, VAL, TILES = "train", "val", "tiles"
+
+
+class Segmenter:
+    """Dice + cross-entropy training on random patches, with deep supervision.
+
+    Splits: "train", random patches of the training cases; "val", as many fixed ones of each
+    validation case; "tiles", patches side by side that cover the validation cases.
+
+    Args:
+        optimizer: optax transformation.
+        data: folder that `prepare` made.
+        model: ``name`` and arguments of `touchstone_jax.models.create`. Kernels and strides that
+            are not given follow from the plan's spacing and the patch, `touchstone_jax.models.
+            topology`, and so do widths: 32, 64, … 320.
+        patch: voxels (x, y, z); None for the plan's.
+        margin: voxels read around the patch on each side, for rotations to turn into view; one
+            number or three.
+        augmentation: ``preset`` and fields of `touchstone_jax.augmentation.Augmentation`.
+        batch_dice: one Dice over the batch instead of one a sample.
+        smooth: of `touchstone_jax.losses.soft_dice`.
+        foreground: share of patches centred on an organ.
+        per_case: patches of each case in an epoch.
+        validation: share of the cases, or ids; see `touchstone_jax.patches.split_cases`.
+        val_patches: fixed patches of each validation case.
+        ema: decay of a running mean of the parameters, which is then what is evaluated and
+            predicts; 0 for none.
+        seed: of the split and the draws of patches.
+
+    Raises:
+        ValueError: any argument outside its legal values, or a patch that the network cannot take.
+        FileNotFoundError: the data folder or a case in it is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: optax.GradientTransformation,
+        data: str,
+        model: Mapping[str, Any] = {"name": "unet"},
+        patch: int | Sequence[int] | None = None,
+        margin: int | Sequence[int] = 0,
+        augmentation: Mapping[str, Any] = {},
+        batch_dice: bool = False,
+        smooth: float = 1e-5,
+        foreground: float = 0.33,
+        per_case: int = 1,
+        validation: float | Sequence[str] = 0.05,
+        val_patches: int = 4,
+        ema: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        _check(smooth=smooth, ema=ema, val_patches=val_patches, seed=seed)
+        self._optimizer, self._ema = optimizer, ema
+        self._set = read_set(data)
+        self._plan, self._labels = self._set.plan, scheme(self._set.plan.labels)
+        self._patch = triple(self._plan.patch if patch is None else patch, "patch")
+        self._block = _block(self._patch, margin)
+        self._augmentation = augmentations.create(
+            **{"coarse_axis": coarse_axis(self._plan.spacing_mm), **augmentation}
+        )
+        self._loss = {"batch": batch_dice, "smooth": smooth}
+        self._draws = {"foreground": foreground, "seed": seed}
+        self._train, self._val = split_cases(self._set.cases, validation, seed=seed)
+        self._per_case = {TRAIN: per_case, VAL: val_patches}
+        self.val_split = VAL if self._val else None
+        self.test_splits = (TILES,) if self._val else ()
+        self._graphs = self._programs(model)
+        self.dataset(TRAIN)
+
+    def _programs(self, model: Mapping[str, Any]) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+        """Static halves of the network in training and in evaluation mode."""
+        self._model = _planned(model, self._plan.spacing_mm, self._patch)
+        abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
+        x = jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32)
+        nnx.eval_shape(lambda m, x: m(x), abstract, x)  # refuses a patch that does not fit
+        graphdef, variables = nnx.split(abstract)
+        twin = nnx.merge(graphdef, nnx.to_pure_dict(variables))
+        found = []
+        for switch in (twin.train, twin.eval):
+            switch()
+            found.append(nnx.split(twin, nnx.Param, ...)[0])
+        return found[0], found[1]
+
+    def _create(self, rngs: nnx.Rngs) -> nnx.Module:
+        return create(**self._model, num_classes=self._labels.num_classes, rngs=rngs)
+
+    def dataset(self, split: str) -> grain.MapDataset:
+        """Items {"image" (x, y, z, 1) float16, "labels" (x, y, z) uint8, "annotated" (k,) bool}.
+
+        Of "train" the patch with its margin; of "tiles" also "case", its number.
+
+        Raises:
+            ValueError: another split.
+        """
+        cases = {TRAIN: self._train, VAL: self._val, TILES: self._val}.get(split)
+        if cases is None:
+            raise ValueError(f"split {split!r}; legal: {TRAIN}, {VAL}, {TILES}")
+        if split == TILES:
+            return tiles(self._set, cases, self._patch)
+        block = self._block if split == TRAIN else self._patch
+        how = {**self._draws, "per_case": self._per_case[split]}
+        return random_patches(self._set, cases, block, **how)
+
+    # --------------------------------------------------------------------- training
+
+    def init(self, rng: Array) -> State:
+        """Fresh parameters, other variables, optimizer state and running mean; traceable."""
+        _, params, rest = nnx.split(self._create(nnx.Rngs(rng)), nnx.Param, ...)
+        params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+        state = {"params": params, "rest": rest, "opt_state": self._optimizer.init(params)}
+        if self._ema:
+            state["ema"] = {"params": jax.tree.map(jnp.copy, params), "steps": jnp.int32(0)}
+        return state
+
+    def step(self, state: State, batch: Batch, rng: Array) -> tuple[State, dict[str, Array]]:
+        """One optimizer step; pure and traceable."""
+        image, labels = augment_batch(
+            rng,
+            batch["image"],
+            batch["labels"],
+            self._augmentation,
+            patch=self._patch,
+            spacing_mm=self._plan.spacing_mm,
+        )
+
+        def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
+            network = nnx.merge(self._graphs[0], params, state["rest"])
+            terms = segmentation_loss(network(image), labels, batch["annotated"], **self._loss)
+            return terms["loss"], (terms, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param))))
+
+        (_, (values, rest)), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        updates, opt_state = self._optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        values["gradient_norm"] = optax.tree.norm(grads)
+        after = {**state, "params": params, "rest": rest, "opt_state": opt_state}
+        if self._ema:
+            after["ema"] = running_mean(state["ema"], params, self._ema)
+        return after, values
+
+    # --------------------------------------------------------------------- evaluation
+
+    def evaluate(self, state: State, split: str, feed: Feed) -> Iterator[tuple[str, float]]:
+        """Dice of each organ and their mean, in [0, 1]; on "val" the loss too.
+
+        On "val" the voxels of all patches count as one (nnU-Net's pseudo Dice). On "tiles" each
+        case has its Dice, an organ's is the mean over the cases that hold it. Organs that no
+        validation case holds are left out.
+        """
+        cases = len(self._val) if split == TILES else 1
+        sums = None
+        for batch in feed(self.dataset(split)):
+            one = self._score(state, batch, cases)
+            sums = one if sums is None else jax.tree.map(jnp.add, sums, one)
+        if split == VAL:
+            yield "loss", float(sums["loss"]) / float(sums["samples"])
+        found = np.asarray(sums["counts"], np.int64)
+        dice = mean_dice_by_organ(found) if split == TILES else dice_by_organ(found.sum(0))
+        named = dict(zip(self._labels.classes, dice[self._numbers()], strict=True))
+        known = {name: float(value) for name, value in named.items() if not np.isnan(value)}
+        yield "dice", float(np.mean(list(known.values()))) if known else 0.0
+        yield from ((f"dice_{name}", value) for name, value in known.items())
+
+    def _numbers(self) -> list[int]:
+        return [self._labels.indices[name] for name in self._labels.classes]
+
+    @partial(jax.jit, static_argnums=(0, 3))
+    def _score(self, state: State, batch: Batch, cases: int) -> dict[str, Array]:
+        """Sums over the valid items: counts (cases, k, 3), loss, samples."""
+        valid = batch["valid"]
+        labels = jnp.where(
+            valid[:, None, None, None], batch["labels"], jnp.asarray(IGNORE, batch["labels"].dtype)
+        )
+        logits = self._network(state)(batch["image"].astype(jnp.float32))
+
+        def loss(logits: Array, labels: Array, annotated: Array) -> Array:
+            return sum(dice_cross_entropy(logits[None], labels[None], annotated[None]))
+
+        each = jax.vmap(loss)(logits, labels, batch["annotated"])
+        case = batch.get("case", jnp.zeros(len(valid), jnp.int32))
+        return {
+            "counts": counts(logits.argmax(-1), labels, case, cases, logits.shape[-1]),
+            "loss": jnp.where(valid, each, 0).sum(),
+            "samples": valid.sum(),
+        }
+
+    def _network(self, state: State) -> Callable[[Float[Array, "b x y z 1"]], Array]:
+        params = state["ema"]["params"] if self._ema else state["params"]
+        return jax.tree_util.Partial(self._apply, params, state["rest"])
+
+    def _apply(self, params: Any, rest: Any, x: Array) -> Array:
+        return nnx.merge(self._graphs[1], params, rest)(x)
+
+    def predictor(
+        self, state: State
+    ) -> tuple[Callable[[Float[Array, "b x y z 1"]], Array], dict[str, Any], str]:
+        """(network, plan, label scheme): what `touchstone_jax.jobs.Predict` needs.
+
+        The network is a pure function of normalised float32 (b, x, y, z, 1) to float32 logits
+        (b, x, y, z, k), and a pytree of its parameters; the plan is `Plan.to_json` with the patch
+        that was trained on.
+        """
+        plan = {**self._plan.to_json(), "patch": list(self._patch)}
+        return self._network(state), plan, self._labels.name
+
+
+def running_mean(mean: Any, params: Any, decay: float) -> Any:
+    """{"params", "steps"}: the exponential mean after one more step.
+
+    The decay rises as (1 + n) / (10 + n) to its value, so that the first steps do not linger.
+    """
+    n = mean["steps"].astype(jnp.float32)
+    keep = jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n))
+    mixed = jax.tree.map(lambda m, p: keep * m + (1 - keep) * p, mean["params"], params)
+    return {"params": mixed, "steps": mean["steps"] + 1}
+
+
+def _planned(
+    model: Mapping[str, Any], spacing_mm: Sequence[float], patch: Sequence[int]
+) -> dict[str, Any]:
+    """The network's arguments with the stages that follow from spacing and patch."""
+    if "name" not in model:
+        raise ValueError("model: the key 'name' is missing")
+    made = dict(model)
+    if not accepts(made["name"], "strides") or {"kernels", "strides"} & made.keys():
+        return made
+    widths = made.get("widths")
+    plan = topology(spacing_mm, patch, None if widths is None else len(widths))
+    stages = len(plan.strides)
+    if widths is None:
+        widths = [min(32 * 2**level, 320) for level in range(stages)]
+    elif stages < len(widths):
+        raise ValueError(
+            f"model: a patch of {tuple(patch)} voxels has room for {stages} stages, "
+            f"widths={tuple(widths)} asks for {len(widths)}"
+        )
+    return {**made, "widths": tuple(widths), **plan._asdict()}
+
+
+def _block(patch: Sequence[int], margin: int | Sequence[int]) -> tuple[int, int, int]:
+    margins = (margin,) * 3 if isinstance(margin, int) else tuple(margin)
+    if len(margins) != 3 or not all(type(m) is int and m >= 0 for m in margins):
+        raise ValueError(f"margin={margin!r}; expected an integer from 0, or three")
+    return tuple(p + 2 * m for p, m in zip(patch, margins, strict=True))
+
+
+def _check(*, smooth: float, ema: float, val_patches: int, seed: int) -> None:
+    for name, value, legal, told in (
+        ("smooth", smooth, 0 < smooth < math.inf, "above 0"),
+        ("ema", ema, 0 <= ema < 1, "a decay in [0, 1)"),
+        ("val_patches", val_patches, val_patches >= 1, "at least 1"),
+        ("seed", seed, 0 <= seed < 2**32, "0..2**32 - 1"),
+    ):
+        if not legal:
+            raise ValueError(f"{name}={value}; expected {told}")
