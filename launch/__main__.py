@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launch import card, data
+from launch import benchmark, card, data
 from launch.experiment import SetupError
 from launch.workdir import finished, no_space, probe, refuse_changes
 
@@ -23,6 +23,8 @@ verbs:
   explain   draw --workdir/heatmaps.png from the checkpoints
   verify, prepare, predict, and evaluate or explain of a card with config.jobs.VERB
             run that job over the cases of a folder, into --workdir/VERB/CASE
+  benchmark turn the scores of many algorithms (--results) into tables, tests and one page
+            (--out), or say what is missing from a newcomer's folder (--check); needs no card
   data      fetch a named data set and print its folder; without a name: list them
   list      list the cards below a folder (default: configs)
 
@@ -58,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         help="train: resume although the config has changed; a job: do its cases again",
     )
     parser.add_argument("--count", type=int, help="explain: how many items (default 6)")
-    parser.add_argument("--split", help="explain: of which split (default: the first test split)")
+    parser.add_argument(
+        "--split",
+        help="explain: of which split (default: the first test split); benchmark: of the metadata",
+    )
+    benchmark.add_arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 
@@ -200,7 +206,7 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
         if options.verb not in verbs and getattr(options, name) not in (None, False):
             what = f"argument {options.folder!r}" if name == "folder" else f"--{name}"
             raise SetupError(f"{options.verb} takes no {what}; it is for {', '.join(verbs)}")
-    if overrides and options.verb in ("list", "data"):
+    if overrides and options.verb in ("list", "data", "benchmark"):
         raise SetupError(f"{options.verb} takes no --config.{overrides[0][0]}")
     if options.count is not None and options.count < 1:
         raise SetupError(f"--count {options.count} must be at least 1")
@@ -213,7 +219,8 @@ BELONGS = {
     "workdir": (*CARDS, "data"),
     "force": CARDS,
     "count": ("explain",),
-    "split": ("explain",),
+    "split": ("explain", "benchmark"),
+    **dict.fromkeys(("results", "metadata", "against", "out", "check", "data"), ("benchmark",)),
 }
 VERBS = {
     "train": _train,
@@ -222,6 +229,7 @@ VERBS = {
     "verify": _only_job,
     "prepare": _only_job,
     "predict": _only_job,
+    "benchmark": benchmark.benchmark,
     "data": _data,
     "list": _list,
 }
