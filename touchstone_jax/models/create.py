@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from flax import nnx
 
 from touchstone_jax.legal import call, options_of, unknown
+from touchstone_jax.models.mednext import MedNeXt
+from touchstone_jax.models.resenc import ResEncUNet
+from touchstone_jax.models.stunet import STUNet
 from touchstone_jax.models.unet import UNet
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {"unet": UNet}
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "unet": UNet,
+    "resenc_l": ResEncUNet,
+    "mednext_l": MedNeXt,
+    "stunet": STUNet,
+    "stunet_b": partial(STUNet, width=32, depth=1),
+    "stunet_l": partial(STUNet, width=64, depth=2),
+    "stunet_h": partial(STUNet, width=96, depth=3),
+}
 
 
 def create(

@@ -1,0 +1,126 @@
+"""Networks with the reference implementations' weights give the references' logits."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from touchstone_jax.models import convert
+
+FAST = {"xla_backend_optimization_level": 0}
+
+CASES = {
+    "nnunet_unet": ("unet", {"widths": (8, 16, 32)}),
+    "nnunet_resenc": ("resenc_l", {"widths": (8, 16, 32, 32), "blocks": (1, 2, 3, 2)}),
+    "stunet": (
+        "stunet",
+        {"widths": (8, 16, 32, 32), "depth": (1, 2, 1, 2), "pools": (2, 2, (1, 2, 2))},
+    ),
+    "mednext_k3": (
+        "mednext_l",
+        {
+            "channels": 8,
+            "blocks": (1, 2, 1, 1, 2, 1, 1, 2, 1),
+            "expansions": (2, 2, 3, 3, 4, 3, 3, 2, 2),
+        },
+    ),
+}
+
+
+def channels_last(x):
+    return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+def logits_of(model, x):
+    """Of all scales in training mode, from one program compiled in haste."""
+    graphdef, state = nnx.split(nnx.view(model, deterministic=False))
+    state = nnx.to_pure_dict(state)
+    program = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, x)
+    return program.compile(compiler_options=FAST)(state, x)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_the_references(golden, case):
+    name, config = CASES[case]
+    path = golden / "arch" / f"{case}.npz"
+    stored = convert.read_arrays(path)
+    model = convert.from_torch(name, convert.read_arrays(path, "sd/"), **config)
+    logits = logits_of(model, channels_last(stored["x"]))
+    scales = sorted(key for key in stored if key.startswith("logits_ds/"))
+    assert len(logits) == len(scales)
+    for got, key in zip(logits, scales, strict=True):
+        expected = np.moveaxis(stored[key], 1, -1)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_every_key_is_used_or_a_copy(golden):
+    arrays = convert.read_arrays(golden / "arch" / "nnunet_resenc.npz", "sd/")
+    name, config = CASES["nnunet_resenc"]
+    found = convert.fit(name, arrays, **config)
+    assert set(found.places) | set(found.ignored) == set(arrays)
+    assert not set(found.places) & set(found.ignored)
+    assert len(found.places) == 98 and len(found.ignored) == 234
+    # A copy holds the same numbers as the key that is read.
+    key = "decoder.encoder.stem.convs.0.all_modules.0.weight"
+    assert key in found.ignored
+    np.testing.assert_array_equal(arrays[key], arrays["encoder.stem.convs.0.conv.weight"])
+
+
+def test_sizes_are_read_from_the_arrays(golden):
+    arrays = convert.read_arrays(golden / "arch" / "stunet.npz", "sd/")
+    found = convert.fit("stunet", arrays, **CASES["stunet"][1])
+    assert (found.config["in_channels"], found.config["num_classes"]) == (1, 3)
+
+
+@pytest.fixture
+def arrays(golden):
+    return convert.read_arrays(golden / "arch" / "nnunet_unet.npz", "sd/")
+
+
+SEG = "decoder.seg_layers.1.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({SEG: None}, f"missing keys: {SEG}"),
+        ({"surplus.weight": np.zeros(2)}, "unexpected keys: surplus.weight"),
+        ({SEG: np.zeros(4)}, f"wrong shapes: {SEG} (4,) instead of (3,)"),
+        ({SEG: np.full(3, np.nan, np.float32)}, f"{SEG} has NaN or infinite values"),
+        ({"decoder.seg_layers.0.weight": None}, "key 'decoder.seg_layers.0.weight' is missing"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(arrays, change, said):
+    arrays |= change
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        convert.from_torch("unet", arrays, widths=(8, 16, 32))
+
+
+def test_unknown_model_is_told():
+    with pytest.raises(ValueError, match="unknown model 'unnet'; did you mean 'unet'"):
+        convert.from_torch("unnet", {})
+
+
+def test_files_of_arrays(tmp_path):
+    from safetensors.numpy import save_file
+
+    array = np.arange(3, dtype=np.float32)
+    np.savez(tmp_path / "a.npz", **{"network.w": array, "other": array})
+    save_file({"w": array}, tmp_path / "a.safetensors")
+    for name, prefix in (("a.npz", "network."), ("a.safetensors", "")):
+        (found,) = convert.read_arrays(tmp_path / name, prefix).items()
+        assert found[0] == "w" and (found[1] == array).all()
+    with pytest.raises(ValueError, match=r"no key starts with 'net2'; it has network.w, other"):
+        convert.read_arrays(tmp_path / "a.npz", "net2")
+    (tmp_path / "a.pth").write_bytes(b"anything")
+    with pytest.raises(ValueError, match="pickles .* are not opened"):
+        convert.read_arrays(tmp_path / "a.pth")
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match=r"objects.npz: cannot be read"):
+        convert.read_arrays(tmp_path / "objects.npz")
+    with pytest.raises(FileNotFoundError, match=r"b.npz: no such file"):
+        convert.read_arrays(tmp_path / "b.npz")

@@ -1,0 +1,238 @@
+"""PyTorch state dicts to our networks: every key used, known to hold nothing, or in the error.
+
+`from_torch` takes plain arrays (from an npz or safetensors file), never a pickle. What is special
+to a family stands in its own class: ``torch_name``, ``torch_ignored``, ``torch_sizes``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from touchstone_jax.depthwise import DepthwiseConv, DepthwiseUp
+from touchstone_jax.layers import Conv, InstanceNorm, UpConv
+from touchstone_jax.models.create import create
+
+# Layer -> our variable -> (torch's name, our axis for each of torch's).
+_CONV = {"kernel": ("weight", (4, 3, 0, 1, 2)), "bias": ("bias", (0,))}
+_NORM = {"scale": ("weight", (0,)), "bias": ("bias", (0,))}
+_BATCH = {"mean": ("running_mean", (0,)), "var": ("running_var", (0,))}
+LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
+    Conv: _CONV,
+    # Input channels first; no tap is reversed, for `upsample` counts as torch does.
+    UpConv: {**_CONV, "kernel": ("weight", (3, 4, 0, 1, 2))},
+    DepthwiseConv: _CONV,
+    DepthwiseUp: _CONV,
+    InstanceNorm: _NORM,
+    nnx.BatchNorm: {**_NORM, **_BATCH},
+    nnx.LayerNorm: _NORM,
+    nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},
+}
+
+
+class Place(NamedTuple):
+    """Where an array of a state dict goes.
+
+    Attributes:
+        path: here.
+        shape: there.
+        axes: our axis for each of theirs.
+    """
+
+    path: tuple[Any, ...]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+class Fit(NamedTuple):
+    """What `fit` found; nothing in it is allocated.
+
+    Attributes:
+        model: abstract.
+        places: key -> place, for all arrays of the model that the original has.
+        ignored: keys that hold nothing of their own, e.g. copies and counters.
+        config: all arguments of `create` but ``rngs``.
+    """
+
+    model: nnx.Module
+    places: dict[str, Place]
+    ignored: tuple[str, ...]
+    config: dict[str, Any]
+
+
+def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) -> nnx.Module:
+    """A network with the weights of its original's state dict, array by array.
+
+    Args:
+        name: a key of `touchstone_jax.models.MODELS`.
+        arrays: the original's key -> array.
+        **config: arguments of `create` other than those that the arrays tell (in_channels,
+            num_classes), e.g. the plan's kernels and strides.
+
+    Raises:
+        ValueError: unknown name, or keys that are missing, unexpected or of the wrong shape, or
+            arrays with NaN or infinity; the message names them.
+    """
+    found = fit(name, arrays, **config)
+    graphdef, state = nnx.split(found.model)
+    values = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    for key, place in found.places.items():
+        value = np.asarray(arrays[key])
+        if not np.isfinite(value).all():
+            raise ValueError(f"state dict for model {name!r}: {key} has NaN or infinite values")
+        ours = values[place.path]
+        value = value.transpose(np.argsort(place.axes)).reshape(ours.shape)
+        # A copy: on a CPU jax may otherwise keep using the caller's memory.
+        values[place.path] = jnp.array(value, ours.dtype, copy=True)
+    placed = {place.path for place in found.places.values()}
+    if placed != set(values):
+        values |= _fresh(name, found.config, placed)
+    return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
+
+
+def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
+    """Where each key of a state dict goes; `from_torch` without the arrays.
+
+    Args:
+        name: as for `from_torch`.
+        arrays: the original's key -> anything with a shape, e.g. `jax.ShapeDtypeStruct`.
+        **config: as for `from_torch`.
+
+    Raises:
+        ValueError: as `from_torch`, but for NaN.
+    """
+    config = {**_told(name, arrays, config), **config}
+    model = nnx.eval_shape(lambda: create(name, **config, rngs=nnx.Rngs(0)))
+    places = torch_places(model)
+    ignored = {k for k in arrays if k not in places and re.search(model.torch_ignored, k)}
+    given = set(arrays) - ignored
+    problems = {
+        "unexpected keys": sorted(given - set(places)),
+        "missing keys": sorted(set(places) - given),
+        "wrong shapes": [
+            f"{key} {np.shape(arrays[key])} instead of {places[key].shape}"
+            for key in sorted(given & set(places))
+            if np.shape(arrays[key]) != places[key].shape
+        ],
+    }
+    said = [f"{what}: {_some(items)}" for what, items in problems.items() if items]
+    if said:
+        raise ValueError(f"state dict does not fit model {name!r}: {'; '.join(said)}")
+    return Fit(model, places, tuple(sorted(ignored)), config)
+
+
+def torch_places(model: nnx.Module) -> dict[str, Place]:
+    """Key of the original -> place, for every variable of the network that the original stores.
+
+    A variable of a layer without an entry in `LAYOUTS` has its name and layout there too.
+    """
+    modules = {path: module for path, module in nnx.iter_modules(model)}
+    absent = tuple(getattr(model, "torch_absent", ()))
+    places = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if isinstance(variable, absent):
+            continue
+        *above, attribute = path
+        layout = _layout(modules[tuple(above)])
+        shape = tuple(variable.shape)
+        field, axes = layout.get(attribute, (attribute, tuple(range(len(shape)))))
+        module = model.torch_name("/".join(map(str, above))) if above else ""
+        key = f"{module}.{field}" if module else field
+        places[key] = Place(path, tuple(shape[a] for a in axes), axes)
+    return places
+
+
+def read_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """Key -> array of a file, without the prefix; keys that do not start with it are left out.
+
+    Args:
+        path: an .npz or .safetensors file.
+        prefix: e.g. "network.".
+
+    Raises:
+        ValueError: another kind of file (a pickle above all), or one without such keys.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        arrays = _READERS[path.suffix](path)
+    except KeyError:
+        raise ValueError(
+            f"{path}: weights must be an .npz or .safetensors file; pickles (.pth, .pt, .model) "
+            "are not opened: write one with safetensors.torch.save_file where torch is installed"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    found = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    if not found:
+        raise ValueError(f"{path}: no key starts with {prefix!r}; it has {_some(sorted(arrays))}")
+    return found
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+_READERS = {".npz": _npz, ".safetensors": _safetensors}
+
+
+def _layout(module: nnx.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return next((LAYOUTS[t] for t in type(module).__mro__ if t in LAYOUTS), {})
+
+
+def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, object]) -> dict[str, int]:
+    """Arguments of the network that shapes of arrays tell."""
+    from touchstone_jax.models.create import MODELS, unknown
+
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    family = getattr(MODELS[name], "func", MODELS[name])
+    told = {}
+    for argument, (key, axis) in family.torch_sizes.items():
+        if argument in config:
+            continue
+        if key not in arrays:
+            raise ValueError(f"state dict does not fit model {name!r}: key {key!r} is missing")
+        told[argument] = np.shape(arrays[key])[axis]
+    return told
+
+
+def _some(items: list[str], most: int = 8) -> str:
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
+
+
+def _fresh(name: str, config: Mapping[str, object], placed: set) -> dict[tuple, jax.Array]:
+    """The variables that no state dict holds, e.g. streams of random numbers."""
+
+    @functools.partial(jax.jit)  # the compiler drops what nobody asked for
+    def rest() -> dict:
+        model = create(name, **config, rngs=nnx.Rngs(0))
+        flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
+        return {path: value for path, value in flat.items() if path not in placed}
+
+    return rest()
+
+
+def size_of(model: nnx.Module, *kinds: type[nnx.Variable]) -> int:
+    """Numbers in the variables of those kinds (default: parameters), also of an abstract model."""
+    leaves = jax.tree.leaves(nnx.state(model, kinds or nnx.Param))
+    return sum(math.prod(leaf.shape) for leaf in leaves)

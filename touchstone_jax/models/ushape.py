@@ -1,0 +1,181 @@
+"""What the U-shaped networks share: a way down that leaves skips, and a way up that takes them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from touchstone_jax.layers import Triple, triple
+
+DTYPES = ("float32", "bfloat16")
+
+
+class UShape(nnx.Module):
+    """Encoder stages, then for each but the last: enlarge, merge with its output, decode, score.
+
+    (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes), float32; each of x, y and z a
+    multiple of `divisor`. In training (``deterministic=False``, e.g. by ``model.train()``) a tuple
+    of the logits of every scale comes back, the finest first, for deep supervision.
+
+    Args:
+        encoder: stages, the finest first.
+        ups: modules that enlarge, the deepest first; one fewer than the stages.
+        decoder: stages after each merge.
+        heads: to the logits of each decoder stage; one more is that of the encoder's last stage.
+        strides: by how much each encoder stage shrinks.
+        remat: whether blocks are computed again for their gradients instead of being stored.
+
+    Attributes:
+        label: name in messages.
+        adds: whether skips are added; else they are concatenated, after what comes from below.
+        torch_ignored: regular expression over keys of the original's state dict that hold nothing
+            of their own (copies, counters).
+        torch_sizes: argument of the network -> (key, axis) of the array that tells its value.
+    """
+
+    label: ClassVar[str]
+    adds: ClassVar[bool] = False
+    torch_ignored: ClassVar[str] = r"num_batches_tracked$"
+    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
+
+    def __init__(
+        self,
+        *,
+        encoder: Sequence[nnx.Module],
+        ups: Sequence[nnx.Module],
+        decoder: Sequence[nnx.Module],
+        heads: Sequence[nnx.Module],
+        strides: Sequence[Triple],
+        remat: bool = False,
+    ) -> None:
+        self.encoder, self.ups = nnx.List(encoder), nnx.List(ups)
+        self.decoder, self.heads = nnx.List(decoder), nnx.List(heads)
+        self.strides, self.remat, self.deterministic = tuple(strides), remat, True
+
+    def __call__(
+        self, x: Float[Array, "b x y z i"]
+    ) -> Float[Array, "b x y z k"] | tuple[Float[Array, "b a b_ c k"], ...]:
+        """See the class.
+
+        Raises:
+            ValueError: a side that is no multiple of `divisor`.
+        """
+        return self.up(*self.down(x))
+
+    def down(self, x: Float[Array, "b x y z i"]) -> tuple[Array, list[Array]]:
+        """The encoder's last output and the outputs of the stages before, the finest first."""
+        if any(n % d for n, d in zip(x.shape[1:4], self.divisor, strict=True)):
+            raise ValueError(
+                f"{self.label}: volume {x.shape[1:4]} must be a multiple of {self.divisor}"
+            )
+        skips = []
+        for stage in self.encoder:
+            x = self._run(stage, x)
+            skips.append(x)
+        return x, skips[:-1]
+
+    def up(self, x: Array, skips: Sequence[Array]) -> Array | tuple[Array, ...]:
+        """Logits from what `down` gave."""
+        logits, heads, skips = [], list(self.heads), list(skips)
+        if len(heads) > len(self.decoder) and not self.deterministic:
+            logits.append(heads[-1](x))
+        for up, stage, head in zip(self.ups, self.decoder, heads[: len(self.ups)], strict=True):
+            x, skip = self._run(up, x), skips.pop()
+            x = x + skip if self.adds else jnp.concatenate([x, skip], axis=-1)
+            x = self._run(stage, x)
+            logits.append(None if self.deterministic and skips else head(x))
+        return logits[-1] if self.deterministic else tuple(reversed(logits))
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``nnx.view(model, deterministic=…)`` calls on its copy."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    @property
+    def divisor(self) -> Triple:
+        """Of what the sides (x, y, z) of a volume must be multiples."""
+        return tuple(math.prod(s[axis] for s in self.strides) for axis in range(3))
+
+    def torch_name(self, path: str) -> str:
+        """Name in the original's state dict of the module at our slash ``path``."""
+        raise NotImplementedError(f"{self.label}: no original weights are known")
+
+    def _run(self, module: nnx.Module, x: Array) -> Array:
+        if not self.remat or self.deterministic:
+            return module(x)
+        for layer in module.layers if isinstance(module, nnx.Sequential) else [module]:
+            x = recomputed(layer, x)
+        return x
+
+
+def recomputed(module: nnx.Module, x: Array) -> Array:
+    """``module(x)``, of which only x is kept for the gradients (Chen et al. 2016)."""
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    @jax.checkpoint
+    def run(params: object, rest: object, x: Array) -> tuple[Array, object]:
+        copy = nnx.merge(graphdef, params, rest)
+        made = copy(x)
+        return made, nnx.to_pure_dict(nnx.state(copy, nnx.Not(nnx.Param)))
+
+    made, after = run(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), x)
+    nnx.replace_by_pure_dict(rest, after)
+    nnx.update(module, rest)
+    return made
+
+
+def stages(
+    label: str,
+    widths: Sequence[int],
+    kernels: int | Sequence[int | Sequence[int]],
+    strides: Sequence[int | Sequence[int]] | None,
+) -> tuple[tuple[Triple, ...], tuple[Triple, ...]]:
+    """Kernels and strides (x, y, z) of each stage; strides None for 1, 2, 2, …
+
+    Raises:
+        ValueError: fewer than two widths, other counts, even kernels.
+    """
+    count = len(widths)
+    if count < 2 or not all(type(w) is int and w >= 1 for w in widths):
+        raise ValueError(f"{label}: widths={widths!r}; expected at least two integers from 1")
+    kernels = (kernels,) * count if isinstance(kernels, int) else tuple(kernels)
+    strides = (1, *[2] * (count - 1)) if strides is None else tuple(strides)
+    for name, given in (("kernels", kernels), ("strides", strides)):
+        if len(given) != count:
+            raise ValueError(f"{label}: {name}={given!r}; expected one for each of {count} widths")
+    kernels = tuple(triple(k, f"{label}: kernels") for k in kernels)
+    if any(k % 2 == 0 for k in itertools.chain(*kernels)):
+        raise ValueError(f"{label}: kernels={kernels!r}; expected odd sizes")
+    return kernels, tuple(triple(s, f"{label}: strides") for s in strides)
+
+
+def check(label: str, dtype: str, **counts: int) -> None:
+    """Refuse another type than `DTYPES` and counts that are no integers from 1.
+
+    Raises:
+        ValueError: either.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"{label}: dtype={dtype!r}; legal: {', '.join(DTYPES)}")
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{label}: {name}={count!r}; expected an integer from 1")
+
+
+def per_stage(label: str, name: str, given: Sequence[int], count: int) -> tuple[int, ...]:
+    """One integer from 1 for each of ``count`` stages.
+
+    Raises:
+        ValueError: anything else.
+    """
+    found = tuple(given)
+    if len(found) != count or not all(type(n) is int and n >= 1 for n in found):
+        raise ValueError(f"{label}: {name}={found!r}; expected {count} integers from 1")
+    return found
