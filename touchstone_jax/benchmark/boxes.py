@@ -56,7 +56,8 @@ def group_boxes(
     _, values, columns = columns_of(analysis.results, metric)
     column = values[0, :, columns.index((organ, control))]
     groups = analysis.metadata.families[family]
-    kept = kept_groups(column, groups, least=analysis.options.least)
+    kept = kept_groups(column[None], groups, least=analysis.options.least)
+    kept = {name: some[0] for name, some in kept.items()}
     if family != "ages":
         kept = dict(sorted(kept.items(), key=lambda item: -item[1].mean()))
     return [found for name, some in kept.items() if (found := box(name, some))]

@@ -21,7 +21,7 @@ from touchstone_jax.benchmark.names import AVERAGE
 from touchstone_jax.benchmark.results import Results, mean_of_there
 from touchstone_jax.benchmark.rows import Row
 from touchstone_jax.stats.describe import describe
-from touchstone_jax.stats.groups import GroupTest, compare_groups, stars
+from touchstone_jax.stats.groups import GroupTest, compare_many_groups, stars
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -97,29 +97,50 @@ def comparison_rows(
     fewer than two groups of ``least`` cases has no test.
     """
     names, values, columns = columns_of(results, metric)
-    tests: list[Row] = []
-    worst: list[Row] = []
-    for i, algorithm in enumerate(names):
-        for j, (organ, control) in enumerate(columns):
-            if i and organ != AVERAGE:
-                continue
-            kept = kept_groups(values[i, :, j], groups, least=least)
-            if len(kept) < 2:
-                continue
-            about = {"metric": metric, "family": family, "organ": organ}
-            about |= {"algorithm": algorithm, "control": control}
-            test = compare_groups(kept)
-            tests += _rows_of(about, test, {name: len(x) for name, x in kept.items()})
-            worst.append(_worst(about, test, kept))
-    return tests, worst
+    wanted = [
+        (i, j)
+        for i in range(len(names))
+        for j, (organ, _) in enumerate(columns)
+        if organ == AVERAGE or not i
+    ]
+    table = np.array([values[i, :, j] for i, j in wanted])
+    rows: dict[int, tuple[list[Row], Row]] = {}
+    for same in _same_cases(table):
+        kept = kept_groups(table[same], groups, least=least)
+        if len(kept) < 2:
+            continue
+        n = {name: some.shape[1] for name, some in kept.items()}
+        for k, (index, test) in enumerate(zip(same, compare_many_groups(kept), strict=True)):
+            i, j = wanted[index]
+            about = {"metric": metric, "family": family, "organ": columns[j][0]}
+            about |= {"algorithm": names[i], "control": columns[j][1]}
+            means = {name: float(some[k].mean()) for name, some in kept.items()}
+            rows[index] = (_rows_of(about, test, n), _worst(about, test, means, n))
+    ordered = [rows[index] for index in sorted(rows)]
+    return [row for tests, _ in ordered for row in tests], [worst for _, worst in ordered]
+
+
+def _same_cases(table: Float[np.ndarray, "row case"]) -> list[list[int]]:
+    """Rows that have scores in the same cases, together."""
+    found: dict[bytes, list[int]] = {}
+    for index, row in enumerate(table):
+        found.setdefault(np.isnan(row).tobytes(), []).append(index)
+    return list(found.values())
 
 
 def kept_groups(
-    values: Float[np.ndarray, " case"], groups: Groups, *, least: int
-) -> dict[str, Float[np.ndarray, " case"]]:
-    """The scores of each group that has at least ``least`` of them, without NaN."""
-    scored = {name: values[members & ~np.isnan(values)] for name, members in groups.items()}
-    return {name: some for name, some in scored.items() if len(some) >= max(1, least)}
+    values: Float[np.ndarray, "row case"], groups: Groups, *, least: int
+) -> dict[str, Float[np.ndarray, "row case"]]:
+    """The scores of each group that has at least ``least`` of them.
+
+    Args:
+        values: scores; all rows have theirs in the same cases, NaN elsewhere.
+        groups: name to the mask of its cases.
+        least: smaller groups are left out, empty ones always.
+    """
+    there = ~np.isnan(values).any(axis=0)
+    scored = {name: values[:, members & there] for name, members in groups.items()}
+    return {name: some for name, some in scored.items() if some.shape[1] >= max(1, least)}
 
 
 def _rows_of(about: Row, test: GroupTest, n: Mapping[str, int]) -> list[Row]:
@@ -148,19 +169,10 @@ def _rows_of(about: Row, test: GroupTest, n: Mapping[str, int]) -> list[Row]:
     return rows
 
 
-def _worst(about: Row, test: GroupTest, kept: Mapping[str, Float[np.ndarray, " case"]]) -> Row:
-    means = {name: float(some.mean()) for name, some in kept.items()}
+def _worst(about: Row, test: GroupTest, means: Mapping[str, float], n: Mapping[str, int]) -> Row:
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     p = next((t.p_bonferroni for t in test.pairs if {t.first, t.second} == {low, high}), 1.0)
-    return about | {
-        "groups": len(kept),
-        "worst": low,
-        "n_worst": len(kept[low]),
-        "mean_worst": means[low],
-        "best": high,
-        "n_best": len(kept[high]),
-        "mean_best": means[high],
-        "gap": means[high] - means[low],
-        "p_bonferroni": p,
-        "gate_open": test.gate_open,
-    }
+    found = {"groups": len(means), "gap": means[high] - means[low]}
+    found |= {"worst": low, "n_worst": n[low], "mean_worst": means[low]}
+    found |= {"best": high, "n_best": n[high], "mean_best": means[high]}
+    return about | found | {"p_bonferroni": p, "gate_open": test.gate_open}

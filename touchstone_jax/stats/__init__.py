@@ -12,7 +12,13 @@ from touchstone_jax.stats.bootstrap import (
 )
 from touchstone_jax.stats.correction import bonferroni, holm
 from touchstone_jax.stats.describe import Description, describe
-from touchstone_jax.stats.groups import GroupTest, PairOfGroups, compare_groups, stars
+from touchstone_jax.stats.groups import (
+    GroupTest,
+    PairOfGroups,
+    compare_groups,
+    compare_many_groups,
+    stars,
+)
 from touchstone_jax.stats.paired import Paired, compare_pairs, signed_rank
 from touchstone_jax.stats.ranks import Stability, kendall, places, rank_stability
 from touchstone_jax.stats.sizes import SizeEffect, size_effects
@@ -28,6 +34,7 @@ __all__ = [
     "bonferroni",
     "bootstrap_means",
     "compare_groups",
+    "compare_many_groups",
     "compare_pairs",
     "describe",
     "draw_counts",

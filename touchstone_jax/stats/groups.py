@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 ALPHA = 0.05
+EXACT_UP_TO = 8  # above it scipy's "auto" is the normal approximation, whatever the ties
 
 
 @dataclass(frozen=True)
@@ -62,30 +63,65 @@ def compare_groups(groups: Mapping[str, Float[np.ndarray, " case"]]) -> GroupTes
     Raises:
         ValueError: fewer than two groups, an empty group, or a score that is not finite.
     """
-    from scipy.stats import kruskal, mannwhitneyu
+    return compare_many_groups({name: np.asarray(x)[None] for name, x in groups.items()})[0]
 
+
+def compare_many_groups(groups: Mapping[str, Float[np.ndarray, "row case"]]) -> list[GroupTest]:
+    """`compare_groups` of every row: many scores of the same groups of cases.
+
+    Together they take a call of scipy for each pair of groups, where its checks cost more than
+    the test.
+
+    Raises:
+        ValueError: as `compare_groups`.
+    """
     if len(groups) < 2:
         raise ValueError(f"groups {list(groups)}; expected at least two to compare")
     for name, values in groups.items():
-        if not len(values) or not np.isfinite(values).all():
-            raise ValueError(f"group {name!r}: {len(values)} scores; expected finite ones, not 0")
-    names, df = list(groups), len(groups) - 1
-    everything = np.concatenate(list(groups.values()))
-    gate = (0.0, 1.0) if np.ptp(everything) == 0 else kruskal(*groups.values())
-    tests = [(a, b, mannwhitneyu(groups[a], groups[b])) for a, b in combinations(names, 2)]
-    adjusted = bonferroni(np.array([test.pvalue for *_, test in tests]))
-    pairs = tuple(
-        PairOfGroups(
-            a,
-            b,
-            float(test.statistic),
-            float(test.statistic / (len(groups[a]) * len(groups[b]))),
-            float(test.pvalue),
-            float(p),
+        if not values.shape[1] or not np.isfinite(values).all():
+            raise ValueError(
+                f"group {name!r}: {values.shape[1]} scores; expected finite ones, not 0"
+            )
+    h, p = _kruskal(list(groups.values()))
+    names = list(combinations(groups, 2))
+    tests = [_mann_whitney(groups[a], groups[b]) for a, b in names]
+    found = []
+    for row in range(len(h)):
+        adjusted = bonferroni(np.array([of_pair[row] for _, of_pair in tests]))
+        pairs = tuple(
+            PairOfGroups(
+                *(a, b, float(u[row])),
+                float(u[row] / (groups[a].shape[1] * groups[b].shape[1])),
+                *(float(of_pair[row]), float(corrected)),
+            )
+            for (a, b), (u, of_pair), corrected in zip(names, tests, adjusted, strict=True)
         )
-        for (a, b, test), p in zip(tests, adjusted, strict=True)
-    )
-    return GroupTest(float(gate[0]), df, float(gate[1]), bool(gate[1] < ALPHA), pairs)
+        gate = float(p[row])
+        found.append(GroupTest(float(h[row]), len(groups) - 1, gate, gate < ALPHA, pairs))
+    return found
+
+
+def _kruskal(groups: list[Float[np.ndarray, "row case"]]):
+    """(H, p) of each row."""
+    from scipy.stats import kruskal
+
+    everything = np.concatenate(groups, axis=1)
+    h, p = np.zeros(len(everything)), np.ones(len(everything))
+    some = np.ptp(everything, axis=1) > 0  # scipy has no answer where all are equal
+    if some.any():
+        h[some], p[some] = kruskal(*(values[some] for values in groups), axis=1)
+    return h, p
+
+
+def _mann_whitney(first: Float[np.ndarray, "row case"], second: Float[np.ndarray, "row case"]):
+    """(U, p) of each row."""
+    from scipy.stats import mannwhitneyu
+
+    if min(first.shape[1], second.shape[1]) > EXACT_UP_TO:
+        return tuple(mannwhitneyu(first, second, axis=1))
+    # Here scipy looks at the ties of all rows together to decide for the exact test.
+    tests = [mannwhitneyu(x, y) for x, y in zip(first, second, strict=True)]
+    return tuple(np.array(values) for values in zip(*tests, strict=True))
 
 
 def stars(p: float) -> str:
