@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,41 @@ def figures(analysis: Analysis) -> Iterator[tuple[str, Callable[[], Any]]]:
 def save(figure: Any, folder: Path, name: str) -> None:
     """Write ``name``.png (150 dots an inch) and ``name``.pdf, without a date inside."""
     figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-    figure.set_layout_engine("none")  # it is laid out now; doing so again takes seconds
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None})
 
 
-def _figure(width: float, height: float, rows: int, across: int) -> tuple[Any, list[Any]]:
+def _figure(
+    panel: tuple[float, float],
+    rows: int,
+    across: int,
+    *,
+    left: float = 0.5,
+    below: float = 0.35,
+) -> tuple[Any, list[Any]]:
+    """A grid of panels of a size in inches, with room for labels to the left and below.
+
+    Placed by arithmetic: matplotlib's layout engines draw everything several times to find out.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    width, height = panel
+    full = (across * (width + left) + 0.15, rows * (height + below + 0.25))
+    figure = Figure(figsize=full)
     FigureCanvasAgg(figure)
-    return figure, list(np.ravel(figure.subplots(rows, across, squeeze=False)))
+    axes = []
+    for row in range(rows):
+        for column in range(across):
+            x = column * (width + left) + left
+            y = (rows - 1 - row) * (height + below + 0.25) + below
+            box = (x / full[0], y / full[1], width / full[0], height / full[1])
+            axes.append(figure.add_axes(box))
+    return figure, axes
+
+
+def _room(names: Iterable[str], points: float) -> float:
+    """Inches that the longest of the names takes in that type size."""
+    return 0.12 + 0.6 * points / 72 * max((len(name) for name in names), default=1)
 
 
 def _clear(axes: list[Any]) -> None:
@@ -60,8 +84,9 @@ def draw_boxes(analysis: Analysis, metric: str) -> Any:
     organs = columns(analysis.results)
     across = min(5, len(organs))
     rows = -(-len(organs) // across)
-    height = rows * (1 + 0.16 * len(analysis.results.algorithms))
-    figure, axes = _figure(3.2 * across, height, rows, across)
+    names = analysis.results.algorithms
+    left = _room((f"{name} (0000)" for name in names), 5)
+    figure, axes = _figure((2.4, 0.3 + 0.14 * len(names)), rows, across, left=left)
     for axis, organ in zip(axes, organs, strict=False):
         _boxes(axis, algorithm_boxes(analysis, metric, organ))
         axis.set_title(_title(metric, organ), fontsize=8)
@@ -85,8 +110,9 @@ def draw_significance(analysis: Analysis, metric: str) -> Any:
     organs = columns(analysis.results)
     across = min(5, len(organs))
     rows = -(-len(organs) // across)
-    size = 1.2 + 0.13 * len(analysis.results.algorithms)
-    figure, axes = _figure(size * across, size * rows, rows, across)
+    size = 0.3 + 0.1 * len(analysis.results.algorithms)
+    room = _room(analysis.results.algorithms, 4)
+    figure, axes = _figure((size, size), rows, across, left=room, below=room)
     for axis, organ in zip(axes, organs, strict=False):
         _heat_map(axis, analysis.panels[metric, organ])
     _clear(axes[len(organs) :])
@@ -122,7 +148,8 @@ def draw_ranks(analysis: Analysis, metric: str) -> Any:
         if row["metric"] == metric and row["organ"] == AVERAGE
     ]
     rows.sort(key=lambda row: -row["mean_place"])
-    figure, (axis,) = _figure(5, 1 + 0.2 * len(rows), 1, 1)
+    left = _room((row["algorithm"] for row in rows), 7)
+    figure, (axis,) = _figure((4, 0.3 + 0.2 * len(rows)), 1, 1, left=left, below=0.5)
     for y, row in enumerate(rows):
         axis.plot([row["low"], row["high"]], [y, y], color=NOT_BETTER, linewidth=2)
         axis.plot(row["mean_place"], y, "o", color="black", markersize=3)
@@ -135,7 +162,7 @@ def draw_sizes(analysis: Analysis, metric: str) -> Any:
     """What test sets of n cases say: agreement of the ranking, interval width, significance."""
     rows = [row for row in analysis.tables["sizes"] if row["metric"] == metric]
     n = [row["n"] for row in rows]
-    figure, axes = _figure(10, 3, 1, 3)
+    figure, axes = _figure((2.9, 2.3), 1, 3, below=0.5)
     axes[0].fill_between(
         n, [row["tau_low"] for row in rows], [row["tau_high"] for row in rows], alpha=0.3
     )
@@ -157,7 +184,8 @@ def draw_groups(analysis: Analysis, metric: str) -> Any:
     families = list(analysis.metadata.families)
     across = min(3, max(1, len(families)))
     rows = max(1, -(-len(families) // across))
-    figure, axes = _figure(4.2 * across, 2.6 * rows, rows, across)
+    names = (f"{group} (0000)" for family in families for group in analysis.metadata.listed[family])
+    figure, axes = _figure((3, 2), rows, across, left=_room(names, 5))
     for axis, family in zip(axes, families, strict=False):
         boxes = group_boxes(analysis, metric, family)
         axis.set_title(f"{family.replace('_', ' ')}, {_title(metric, AVERAGE)}", fontsize=8)
