@@ -15,6 +15,8 @@ from touchstone_jax.augmentation import NONE, Augmentation
 from touchstone_jax.losses import IGNORE
 
 RNG = np.random.default_rng(0)
+# Programs run once: compiling is the cost.
+QUICKLY = {"xla_backend_optimization_level": 0}
 BLOCK, PATCH = (10, 8, 9), (6, 6, 5)
 IMAGE = RNG.normal(size=(*BLOCK, 1)).astype(np.float32)
 LABELS = RNG.integers(0, 4, BLOCK).astype(np.uint8)
@@ -27,7 +29,8 @@ def settings(**values):
 
 def run(key, chosen, image=IMAGE, labels=LABELS, patch=PATCH, spacing_mm=(1.0, 1.0, 1.0)):
     one = jax.jit(
-        lambda k, i, y: changes.augment(k, i, y, chosen, patch=patch, spacing_mm=spacing_mm)
+        lambda k, i, y: changes.augment(k, i, y, chosen, patch=patch, spacing_mm=spacing_mm),
+        compiler_options=QUICKLY,
     )
     made = one(jax.random.key(key), jnp.asarray(image), jnp.asarray(labels))
     return tuple(np.asarray(a) for a in made)
@@ -38,7 +41,8 @@ def batch():
     """Everything at once, for a batch of keys: jit of vmap."""
     chosen = Augmentation()
     return jax.jit(
-        lambda k, i, y: changes.augment_batch(k, i, y, chosen, patch=PATCH, spacing_mm=(1, 1, 2.0))
+        lambda k, i, y: changes.augment_batch(k, i, y, chosen, patch=PATCH, spacing_mm=(1, 1, 2.0)),
+        compiler_options=QUICKLY,
     )
 
 

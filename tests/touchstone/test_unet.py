@@ -1,6 +1,7 @@
 """nnU-Net's U-Net: the reference's logits and gradients, its parameter counts, its plans."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from flax import nnx
 
 from touchstone_jax.models import create, topology
 
+# Programs run once: compiling is the cost.
+QUICKLY = {"xla_backend_optimization_level": 0}
 TINY = {"widths": (4, 6, 8), "kernels": (1, 3, 3), "strides": (1, (1, 2, 2), 2)}
 
 
@@ -36,7 +39,8 @@ def drawn(**config):
 
 def forward(model, x):
     graph, params = nnx.split(model)
-    return jax.jit(lambda p, x: nnx.merge(graph, p)(x))(params, x)
+    run = jax.jit(lambda p, x: nnx.merge(graph, p)(x), compiler_options=QUICKLY)
+    return run(params, x)
 
 
 def our_path(key):
@@ -77,7 +81,7 @@ def reference_run(reference):
     stored, model = reference
     graph, params = nnx.split(nnx.view(model, deterministic=False))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICKLY)
     def run(params, x):
         def loss(params, x):
             logits = nnx.merge(graph, params)(x)

@@ -1,0 +1,72 @@
+"""Made-up CTs from nothing to scores: a small U-Net on ellipsoid organs, to try the whole way.
+
+Command   for VERB in prepare train predict evaluate:
+          python -m launch VERB --config configs/touchstone/phantom_smoke.py \
+              --workdir runs/phantom_smoke
+Argument  another work folder: phantom_smoke.py:DIR with --workdir DIR
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "runs/phantom_smoke") -> ConfigDict:
+    """The card; `arg` is the work folder, in which the phantoms, too, are put."""
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "touchstone_jax.tasks:Segmenter",
+            "data": f"{arg}/prepare",
+            "model": {"name": "unet", "widths": (8, 16, 32, 32)},
+            "patch": (64, 48, 48),
+            "augmentation": {"preset": "none"},
+            "batch_dice": True,
+            "foreground": 0.0,
+            "validation": 0.1,
+            "val_patches": 4,
+            "ema": 0.0,
+            "seed": 0,
+        }
+    )
+    config.steps = 240
+    config.batch_size = 2
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-2,
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "weight_decay": 1e-4,
+            "clip_norm": 12.0,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.log_every = 20
+    config.eval_every = 120
+    config.checkpoint = ConfigDict({"every": 100, "keep": 1})
+    config.jobs = ConfigDict()
+    config.jobs.prepare = ConfigDict(
+        {
+            "name": "touchstone_jax.phantom_jobs:PreparePhantoms",
+            "folder": f"{arg}/phantoms",
+            "train": 24,
+            "test": 8,
+            "seed": 0,
+            "phantom": {"shape": (64, 56, 48), "spacing_mm": (4.0, 4.0, 5.0), "noise_hu": 15.0},
+            "spacing_mm": (4.0, 4.0, 5.0),  # of what is prepared
+        }
+    )
+    config.jobs.predict = ConfigDict(
+        {
+            "name": "touchstone_jax.jobs:Predict",
+            "data": f"{arg}/phantoms/test",
+            "overlap": 0.25,
+        }
+    )
+    config.jobs.evaluate = ConfigDict(
+        {
+            "name": "touchstone_jax.jobs:Evaluate",
+            "predictions": f"{arg}/predict",
+            "references": f"{arg}/phantoms/test",
+        }
+    )
+    return config

@@ -1,0 +1,111 @@
+"""nnU-Net's U-Net on CTs with nine abdominal organs, from files to scores; resumable throughout.
+
+Command   for VERB in verify prepare train predict evaluate:
+          python -m launch VERB --config configs/touchstone/unet.py --workdir runs/unet
+Argument  another work folder: unet.py:DIR with --workdir DIR
+Yours     --config.jobs.verify.data=DIR and the same for jobs.prepare; a test set of your own by
+          --config.jobs.predict.data=DIR --config.jobs.evaluate.references=DIR. Layouts:
+          AbdomenAtlas, TotalSegmentator v2, nnU-Net raw, or pairs of a CT and a label map
+Fetches   38 MB from the package index, once: one CT of abdomen and pelvis (122 x 101 x 112 voxels
+          of 3 mm) with a model's masks of nine organs
+Size      small enough for a laptop; values in brackets are nnU-Net's for a data set of hundreds
+          of CTs on a GPU of 16 GiB and more
+"""
+
+from ml_collections import ConfigDict
+
+DATA = "data:example-ct"
+
+
+def get_config(arg: str = "runs/unet") -> ConfigDict:
+    """The card; `arg` is the work folder, where each verb looks for what the one before left."""
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "touchstone_jax.tasks:Segmenter",
+            "data": f"{arg}/prepare",
+            "model": {
+                "name": "unet",
+                "widths": (8, 16, 32, 32),  # (32, 64, 128, 256, 320, 320)
+                "dtype": "float32",  # bfloat16
+            },
+            "patch": (64, 64, 64),  # None: the plan's, from jobs.prepare.patch_voxels
+            "margin": 0,  # 16: rotations turn real voxels into view
+            # The example's one CT is all there is to learn, so nothing is changed. {"preset":
+            # "nnunet", "mirror_axes": (1, 2)}: not along x, where left and right kidney would
+            # change places.
+            "augmentation": {"preset": "none"},
+            "batch_dice": True,  # False where patches hold most organs, as those of 128 voxels do
+            "smooth": 1e-5,
+            "foreground": 0.33,
+            "per_case": 16,  # patches of a case in an epoch; 1 where there are many cases
+            # Share of the cases, or their ids. The one case that there is also trains.
+            "validation": ("TS_full_3mm",),  # 0.05
+            "val_patches": 4,
+            "ema": 0.0,  # 0.999
+            "seed": 0,
+        }
+    )
+    config.steps = 300  # 250_000
+    config.batch_size = 2
+    config.optimizer = ConfigDict(
+        {
+            # nnU-Net: "sgd", 1e-2, "poly", momentum 0.99, nesterov True, weight_decay 3e-5,
+            # decay_all True, clip_norm 12, no warm-up.
+            "name": "adamw",
+            "learning_rate": 1e-2,
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "power": 0.9,
+            "momentum": 0.99,
+            "nesterov": True,
+            "weight_decay": 1e-4,
+            "decay_all": False,
+            "clip_norm": 12.0,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.log_every = 20
+    config.eval_every = 100  # 5_000
+    config.eval_batch_size = 2
+    config.checkpoint = ConfigDict({"every": 100, "keep": 1, "best": "", "best_mode": "max"})
+    config.seed = 0
+    config.seeds = 1
+    config.workers = 1  # threads that read, prepare and score cases
+    config.jobs = ConfigDict()
+    config.jobs.verify = ConfigDict(
+        {"name": "touchstone_jax.jobs:Verify", "data": DATA, "layout": "auto"}
+    )
+    config.jobs.prepare = ConfigDict(
+        {
+            "name": "touchstone_jax.jobs:Prepare",
+            "data": DATA,
+            "layout": "auto",
+            "labels": "abdomenatlas_1.0",  # abdomenatlas_1.1: 25 classes
+            "spacing_mm": (3.0, 3.0, 3.0),  # None: the median of the data set
+            "patch_voxels": 64**3,  # 128**3
+            "samples": 2000,
+        }
+    )
+    config.jobs.predict = ConfigDict(
+        {
+            "name": "touchstone_jax.jobs:Predict",
+            "data": DATA,
+            "layout": "auto",
+            "overlap": 0.5,
+            "mirror": (),  # axes that training mirrors along
+            "batch": 1,
+            "clean": {},  # {"*": {"largest": True}} and so on, see touchstone_jax.clean
+        }
+    )
+    config.jobs.evaluate = ConfigDict(
+        {
+            "name": "touchstone_jax.jobs:Evaluate",
+            "predictions": f"{arg}/predict",
+            "references": DATA,
+            "layout": "auto",
+            "labels": "abdomenatlas_1.0",
+            "missing": "zero",
+        }
+    )
+    return config
