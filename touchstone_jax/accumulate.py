@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float32, UInt8
 State = tuple[Float32[Array, "x y w c"], Bool[Array, ""]]
 """The accumulator, its third axis a ring, and whether a value was not finite."""
 
-Norms = tuple[Float32[np.ndarray, " x"], Float32[np.ndarray, " y"], Float32[np.ndarray, " depth"]]
-"""Summed weights along each axis; their product is that of a voxel."""
+Norms = tuple[Float32[np.ndarray, " x"], Float32[np.ndarray, " y"], Float32[np.ndarray, ""]]
+"""Summed weights along x and y, and at the plane; their product is that of a voxel."""
 
 
 class Hoisted(NamedTuple):
@@ -67,7 +67,6 @@ class Programs:
     Attributes:
         tile: voxels (x, y) of the accumulator.
         batch: windows a call of `add`.
-        depth: planes that `labels` and `logits` finish at most.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Programs:
         head: Hoisted | None,
         *,
         tile: Sequence[int],
-        depth: int,
         shape: Sequence[int],
         weights: Sequence[Float32[np.ndarray, " w"]],
         mirror: Sequence[int],
@@ -88,13 +86,12 @@ class Programs:
             network: (batch, *window, 1) to the channels that are summed.
             head: from summed channels to logits; None if they are the logits.
             tile: voxels (x, y) of the accumulator.
-            depth: planes that are finished at most.
             shape: of the network's input.
             weights: of a window along each axis.
             mirror: axes along which windows may come mirrored.
             device: where all is done.
         """
-        self.tile, self.batch, self.depth = tuple(tile), shape[0], depth
+        self.tile, self.batch = tuple(tile), shape[0]
         self._network, self._head, self._shape = network, head, tuple(shape)
         self._weights, self._mirror, self._device = weights, tuple(mirror), device
 
@@ -129,28 +126,35 @@ class Programs:
         inputs = (windows, flips, at.astype(np.int32), valid, np.int32(ring))
         return self.compiled_add(state, self._network.arrays, *inputs)
 
-    def labels(
-        self, state: State, ring: int, count: int, norms: Norms
-    ) -> tuple[State, UInt8[Array, "x y depth"]]:
-        """Labels of the first ``count`` planes of ``depth``, which leave the accumulator.
+    def labels(self, state: State, plane: int, norms: Norms) -> UInt8[Array, "x y"]:
+        """Labels of one plane.
+
+        Args:
+            state: stays as it is.
+            plane: its place in the ring.
+            norms: summed weights.
+        """
+        return self._finished(self.compiled_labels, state, plane, norms)
+
+    def logits(self, state: State, plane: int, norms: Norms) -> Float32[Array, "x y k"]:
+        """As `labels`, the weighted mean of the logits."""
+        return self._finished(self.compiled_logits, state, plane, norms)
+
+    def clear(self, state: State, first: int, count: int) -> State:
+        """Make room for new planes.
 
         Args:
             state: is used up.
-            ring: place in the ring of the first plane.
-            count: at most ``depth``; of the other planes nothing is meant.
-            norms: summed weights.
+            first: place in the ring of the first plane that is done.
+            count: how many are done.
         """
-        return self._finished(self.compiled_labels, state, ring, count, norms)
+        return self.compiled_clear(state, np.int32(first), np.int32(count))
 
-    def logits(
-        self, state: State, ring: int, count: int, norms: Norms
-    ) -> tuple[State, Float32[Array, "x y depth k"]]:
-        """As `labels`, the weighted mean of the logits."""
-        return self._finished(self.compiled_logits, state, ring, count, norms)
-
-    def _finished(self, program: Any, state: State, ring: int, count: int, norms: Norms):
+    def _finished(
+        self, program: jax.stages.Compiled, state: State, plane: int, norms: Norms
+    ) -> Array:
         arrays = [] if self._head is None else self._head.arrays
-        return program(state, arrays, np.int32(ring), np.int32(count), *norms)
+        return program(state[0], arrays, np.int32(plane), *norms)
 
     # ------------------------------------------------------------------ compiled
 
@@ -158,8 +162,7 @@ class Programs:
     def compiled_start(self) -> jax.stages.Compiled:
         """The program of `start`."""
         place = jax.sharding.SingleDeviceSharding(self._device)
-        empty = (self._like(self._accumulator), self._like((), bool))
-        zeros = jax.jit(lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty),
+        zeros = jax.jit(lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._state),
                         out_shardings=(place, place))  # fmt: skip
         return zeros.lower().compile()
 
@@ -167,12 +170,17 @@ class Programs:
     def compiled_add(self) -> jax.stages.Compiled:
         """The program of `add`; the network is in it."""
         n, like = self.batch, self._like
-        state = (like(self._accumulator), like((), bool))
         inputs = (like(self._shape), like((n, 3), bool), like((n, 2), np.int32), like((n,), bool))
         lowered = jax.jit(self._add, donate_argnums=0).lower(
-            state, self._network.arrays, *inputs, like((), np.int32)
+            self._state, self._network.arrays, *inputs, like((), np.int32)
         )
         return lowered.compile()
+
+    @cached_property
+    def compiled_clear(self) -> jax.stages.Compiled:
+        """The program of `clear`."""
+        index = self._like((), np.int32)
+        return jax.jit(_clear, donate_argnums=0).lower(self._state, index, index).compile()
 
     @cached_property
     def compiled_labels(self) -> jax.stages.Compiled:
@@ -186,18 +194,18 @@ class Programs:
 
     def _compiled_finish(self, reduce: Callable[[Array], Array]) -> jax.stages.Compiled:
         like = self._like
-        state = (like(self._accumulator), like((), bool))
         arrays = [] if self._head is None else self._head.arrays
-        norms = [like((n,)) for n in (*self.tile, self.depth)]
-        index = like((), np.int32)
-        lowered = jax.jit(partial(self._finish, reduce), donate_argnums=0).lower(
-            state, arrays, index, index, *norms
+        norms = [like((self.tile[0],)), like((self.tile[1],)), like(())]
+        # Nothing is written to the accumulator here: then XLA makes no copy of it.
+        lowered = jax.jit(partial(self._finish, reduce)).lower(
+            self._state[0], arrays, like((), np.int32), *norms
         )
         return lowered.compile()
 
     @property
-    def _accumulator(self) -> tuple[int, ...]:
-        return (*self.tile, self._shape[3], self._network.channels)
+    def _state(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        shape = (*self.tile, self._shape[3], self._network.channels)
+        return self._like(shape), self._like((), bool)
 
     def _like(self, shape: Sequence[int], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
         place = jax.sharding.SingleDeviceSharding(self._device)
@@ -223,22 +231,20 @@ class Programs:
             total = jax.lax.dynamic_update_slice(total, here + part, corner)
         return total, bad
 
-    def _finish(self, reduce, state, arrays, ring, count, x, y, z) -> tuple[State, Array]:
-        total, bad = state
-        window = total.shape[2]
-        across = (x[:, None] * y[None, :])[:, :, None]
+    # One plane a call: logits of many classes are never there for more.
+    def _finish(self, reduce, total, arrays, plane, x, y, z) -> Array:
+        out = jax.lax.dynamic_index_in_dim(total, plane, 2, keepdims=False)
+        out /= (x[:, None] * y[None, :] * z)[:, :, None]
+        if self._head is not None:
+            out = self._head.call(arrays, out[None, :, :, None])[0, :, :, 0].astype(jnp.float32)
+        return reduce(out)
 
-        # Plane by plane: logits of many classes are never there for more than one.
-        def plane(k: Array) -> Array:
-            summed = jax.lax.dynamic_index_in_dim(total, (ring + k) % window, 2, keepdims=False)
-            mean = summed / (across * z[k])
-            if self._head is None:
-                return reduce(mean)
-            return reduce(self._head.call(arrays, mean[None, :, :, None])[0, :, :, 0])
 
-        found = jnp.moveaxis(jax.lax.map(plane, jnp.arange(self.depth, dtype=jnp.int32)), 0, 2)
-        done = (jnp.arange(window, dtype=jnp.int32) - ring) % window < count
-        return (jnp.where(done[None, None, :, None], jnp.float32(0), total), bad), found
+def _clear(state: State, first: Array, count: Array) -> State:
+    total, bad = state
+    planes = total.shape[2]
+    done = (jnp.arange(planes, dtype=jnp.int32) - first) % planes < count
+    return jnp.where(done[None, None, :, None], jnp.float32(0), total), bad
 
 
 def _column(flags: Bool[Array, " b"]) -> Bool[Array, "b 1 1 1 1"]:

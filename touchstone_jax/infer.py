@@ -32,15 +32,14 @@ from touchstone_jax.windows import (
     Column,
     columns,
     gaussian,
-    largest_step,
     summed_weights,
     tile_size,
     window_starts,
 )
 
 Box = tuple[slice, slice, slice]
-Block = tuple[Box, np.ndarray]
-Finish = Callable[..., tuple[State, Array]]
+Block = tuple[tuple[slice, slice, int], np.ndarray]
+Finish = Callable[..., Array]
 Sums = Sequence[Float64[np.ndarray, " n"]]
 
 
@@ -118,7 +117,6 @@ class SlidingWindow:
             net,
             top,
             tile=self.tile,
-            depth=largest_step(self.window[2], overlap),
             shape=shape,
             weights=[gaussian(w) for w in self.window],
             mirror=mirror,
@@ -203,7 +201,7 @@ class SlidingWindow:
         self, image: np.ndarray, case: str, finish: Finish, xy: tuple[Column, Column], sums: Sums
     ) -> Iterator[Block]:
         """The blocks of one column, from below to above."""
-        depth, ring, state = self.programs.depth, 0, self.programs.start()
+        ring, state = 0, self.programs.start()
         x, y = (slice(c.low, c.high) for c in xy)
         inside = tuple(slice(c.low - c.starts[0], c.high - c.starts[0]) for c in xy)
         norms = [_from(s, c.starts[0], n) for s, c, n in zip(sums, xy, self.tile, strict=False)]
@@ -216,13 +214,15 @@ class SlidingWindow:
                     f"to {start + self.window[2] - 1}; expected finite logits (a damaged "
                     "checkpoint, or an overflow of half precision)"
                 )
-            for low in range(start, end, depth):
-                count = min(depth, end - low)
-                norm = (*norms, _from(sums[2], low, depth))
-                state, block = finish(state, ring, count, norm)
-                at = (x, y, slice(low, low + count))
-                yield at, np.asarray(block)[(*inside, slice(count))]
-                ring = (ring + count) % self.window[2]
+            # Fetched when all are under way: the device need not wait for each.
+            done = [
+                finish(state, (ring + k) % self.window[2], (*norms, np.float32(sums[2][start + k])))
+                for k in range(end - start)
+            ]
+            for k, found in enumerate(done):
+                yield (x, y, start + k), np.asarray(found)[inside]
+            state = self.programs.clear(state, ring, end - start)
+            ring = (ring + end - start) % self.window[2]
 
     def _add(
         self, state: State, image: np.ndarray, xy: tuple[Column, Column], z: int, ring: int

@@ -1,4 +1,6 @@
-"""Work on a CT data set case by case, in the form that the launcher runs: verify and prepare.
+"""Work on a CT data set case by case, in the form that the launcher runs.
+
+`Verify` and `Prepare` are defined here, `Predict` and `Evaluate` in modules of their own.
 
 A job is constructed from keywords, lists `cases()`, says by `fingerprint(case)` what a case's
 result depends on, does one by `run(case, folder)` and sums up by `finish(rows, folder)`. Nothing
@@ -15,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from touchstone_jax.duplicates import duplicates
+from touchstone_jax.evaluate import Evaluate
 from touchstone_jax.findings import ALLOWABLE, Finding, read_findings, write_findings
 from touchstone_jax.fingerprints import OverCases, hash_of, stat_of
 from touchstone_jax.painting import OVERLAPS
 from touchstone_jax.plan import Plan, read_plan, write_plan
 from touchstone_jax.planning import make_plan
+from touchstone_jax.predict import Predict
 from touchstone_jax.prepare import VERSION, prepare_case
 from touchstone_jax.schemes import scheme
 from touchstone_jax.verify import examine
+
+__all__ = ["Evaluate", "Predict", "Prepare", "Verify"]
 
 
 class Verify(OverCases):

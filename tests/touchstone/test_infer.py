@@ -148,13 +148,15 @@ def test_three_shapes_one_compilation(caplog: pytest.LogCaptureFixture) -> None:
         for shape in ((9, 12, 31), (30, 14, 5), (3, 3, 3)):
             made.labels(_image(*shape))
         later = [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()]
-    assert len(first) == 3 and len(traced) == 1  # start, add, labels
+    # Start, add, labels, clear; JAX may know the last from another test.
+    assert len(first) <= 4 and sum("jit(_add)" in message for message in first) == 1
+    assert len(traced) == 1
     assert later == []
 
 
 def _bytes(made: SlidingWindow) -> dict[str, int]:
     found = {}
-    for name in ("add", "labels"):
+    for name in ("add", "labels", "clear"):
         memory = getattr(made.programs, f"compiled_{name}").memory_analysis()
         found[name] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return found
@@ -167,9 +169,13 @@ def test_memory_does_not_grow_with_classes() -> None:
         features, head = _network(classes)
         made[classes] = SlidingWindow(features, WINDOW, head=head, cross_section=(16, 14))
     few, many = _bytes(made[9]), _bytes(made[100])
-    assert many["add"] == few["add"]
+    assert (many["add"], many["clear"]) == (few["add"], few["clear"])
     plane = 16 * 14 * 4
     assert many["labels"] - few["labels"] <= 91 * (2 * plane + 4 * 4)
+    # In place: a copy of the accumulator (of three features) would be seen.
+    accumulator = plane * WINDOW[2] * 3
+    assert few["labels"] < 1.2 * accumulator + 9 * 2 * plane
+    assert few["clear"] < 1.2 * accumulator
     assert plane * WINDOW[2] * 3 < few["add"] < plane * WINDOW[2] * 100
 
 

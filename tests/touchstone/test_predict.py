@@ -229,8 +229,8 @@ def test_what_does_not_fit_the_network(data: Path, tmp_path: Path) -> None:
 
 CARD = """\"\"\"Predict phantoms and score them.\"\"\"
 def get_config(arg=""):
-    predict = {"name": "touchstone_jax.predict:Predict", "data": "DATA", "batch": 2}
-    evaluate = {"name": "touchstone_jax.evaluate:Evaluate", "predictions": "WORK/predict",
+    predict = {"name": "touchstone_jax.jobs:Predict", "data": "DATA", "batch": 2}
+    evaluate = {"name": "touchstone_jax.jobs:Evaluate", "predictions": "WORK/predict",
                 "references": "DATA", "skip": "empty"}
     return {"task": {"name": "tests.touchstone.toy_network:Thresholds"}, "steps": 1,
             "batch_size": 8, "jobs": {"predict": predict, "evaluate": evaluate}}
