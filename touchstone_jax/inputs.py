@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float32
 from touchstone_jax.case_files import folders
 from touchstone_jax.fingerprints import OverCases, hash_of, stat_of
 from touchstone_jax.geometry import Geometry
-from touchstone_jax.plan import Plan
+from touchstone_jax.plan import Plan, read_plan
 from touchstone_jax.prepare import VERSION, prepare_image
 from touchstone_jax.prepared import open_prepared
 from touchstone_jax.verify import examine
@@ -69,13 +70,24 @@ class FromPrepared:
         """Read a prepared image.
 
         Raises:
+            FileNotFoundError: a file is missing, plan.json beside the cases among them.
             ValueError: it was prepared by another plan than the network's, or is damaged.
         """
-        found = open_prepared(self._folders[case])
-        if found.meta["plan"] != plan.digest():
+        folder = self._folders[case]
+        found = open_prepared(folder)
+        kept = read_plan(folder.parent / "plan.json")
+        # The patch, and what the plan was made of, have no part in the arrays.
+        asked = replace(plan, patch=kept.patch, cases=kept.cases)
+        if found.meta["plan"] != kept.digest():
             raise ValueError(
-                f"{case}: prepared by plan {found.meta['plan']}, the network was trained by plan "
-                f"{plan.digest()}: prepare it again with plan=, or predict from the CTs"
+                f"{case}: prepared by plan {found.meta['plan']}, {folder.parent / 'plan.json'} is "
+                f"{kept.digest()}: prepare it again"
+            )
+        if asked != kept:
+            differ = [k for k, v in kept.to_json().items() if v != asked.to_json()[k]]
+            raise ValueError(
+                f"{case}: prepared by another plan than the network's (other "
+                f"{', '.join(differ)}): prepare it again with plan=, or predict from the CTs"
             )
         try:
             image = found.image.read().result()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -140,9 +141,30 @@ def test_prepared_cases_give_the_same_files_as_their_cts(data: Path, tmp_path: P
             assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     before = from_prepared.fingerprint("ras")
     assert before == from_prepared.fingerprint("ras") != from_prepared.fingerprint("permuted")
-    other = _job(tmp_path / "prepared", Thresholds(plan=plan(mean_hu=51.0)))
-    with pytest.raises(ValueError, match=r"^ras: prepared by plan \w+, the network was trained"):
-        _run(other, "ras", tmp_path / "c")
+
+
+def test_prepared_cases_must_follow_the_network_s_plan(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "prepared"
+    write_plan(tmp_path / "plan.json", plan())
+    (folder / "ras").mkdir(parents=True)
+    Prepare(str(data), plan=str(tmp_path / "plan.json")).run("ras", folder / "ras")
+    # What the network was trained on, a patch of its own, is no other plan.
+    assert _run_in(_job(folder, Thresholds(plan=plan(patch=(8, 8, 8)))), tmp_path)["ml_aorta"] > 0
+    with pytest.raises(ValueError, match=r"^ras: prepared by another plan.*\(other mean_hu\)"):
+        _run_in(_job(folder, Thresholds(plan=plan(mean_hu=51.0))), tmp_path)
+    write_plan(folder / "plan.json", plan(mean_hu=51.0))
+    with pytest.raises(ValueError, match=r"^ras: prepared by plan \w+, .*plan.json is \w+"):
+        _run_in(_job(folder, Thresholds(plan=plan(mean_hu=51.0))), tmp_path)
+    raw = (folder / "ras" / "image" / "c" / "0" / "0" / "0").read_bytes()
+    write_plan(folder / "plan.json", plan())
+    spoilt = raw[:100] + bytes([raw[100] ^ 255]) + raw[101:]
+    (folder / "ras" / "image" / "c" / "0" / "0" / "0").write_bytes(spoilt)
+    with pytest.raises(ValueError, match=r"^ras: image: "):
+        _run_in(_job(folder), tmp_path)
+
+
+def _run_in(job: Predict, folder: Path) -> dict:
+    return _run(job, "ras", Path(tempfile.mkdtemp(dir=folder)))
 
 
 def test_a_folder_of_cts_alone(data: Path, tmp_path: Path) -> None:
