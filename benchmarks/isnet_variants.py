@@ -6,7 +6,8 @@
 All programs of a model are compiled first; then they run in turn in one process, and the median of
 the ratios to the plain step is printed beside what the count of convolutions predicts: for L
 layers a plain step has 3L - 1, one epsilon map 6L - 1 (2.00), C maps 3L(1 + C) (1 + C), z+ 9L (3).
-Temporaries are XLA's own figure for a program's peak beside its arguments and results.
+Temporaries are XLA's own figure for a program's peak beside its arguments and results; peak counts
+those too.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def program(model_name: str, variant: str, size: int, batch: int):
     options = VARIANTS[variant][0]
     method = None if options is None else isnet.ISNet(**options)
     model = models.create(model_name, num_classes=CLASSES, rngs=nnx.Rngs(0))
-    graphs = isnet.programs(model, *(rules for _, rules in method.parts) if method else (FLEX,))
+    graphs = isnet.programs(model, *(method.composites if method else (FLEX,)))
     params, rest = isnet.variables(model)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-3, momentum=0.9))
     rng = np.random.default_rng(0)
@@ -100,6 +101,12 @@ def measure(model: str, options: argparse.Namespace) -> list[dict]:
             if turn:  # the first round warms up
                 times[variant].append(taken)
     plain = built["plain"][0].memory_analysis().temp_size_in_bytes
+    # The new state is as large as the old one; the batch comes on top.
+    state, data = (
+        sum(leaf.nbytes for leaf in jax.tree.leaves(part))
+        for part in (built["plain"][1][:3], built["plain"][1][3])
+    )
+    held = 2 * state + data
     rows = []
     for variant, (compiled, _, tracing, compiling) in built.items():
         ratios = [a / b for a, b in zip(times[variant], times["plain"], strict=True)]
@@ -117,6 +124,8 @@ def measure(model: str, options: argparse.Namespace) -> list[dict]:
                 "seconds": round(statistics.median(times[variant]), 4),
                 "temporaries_mib": round(memory / 2**20, 1),
                 "temporaries_ratio": round(memory / plain, 3),
+                "peak_mib": round((memory + held) / 2**20, 1),
+                "peak_ratio": round((memory + held) / (plain + held), 3),
                 "trace_seconds": round(tracing, 1),
                 "compile_seconds": round(compiling, 1),
             }
@@ -130,7 +139,7 @@ def show(row: dict) -> None:
         f"{row['model']:12s} {row['variant']:21s} ratio {row['ratio']:.2f} "
         f"[{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]  theory {row['theory']}  "
         f"{row['seconds']:.3f} s  temporaries {row['temporaries_mib']:.0f} MiB "
-        f"({row['temporaries_ratio']:.2f})  "
+        f"({row['temporaries_ratio']:.2f})  peak {row['peak_mib']:.0f} ({row['peak_ratio']:.2f})  "
         f"trace {row['trace_seconds']:.0f} s  compile {row['compile_seconds']:.0f} s",
         flush=True,
     )

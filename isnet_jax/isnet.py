@@ -77,11 +77,22 @@ class ISNet:
     remat: bool = False
 
     def __post_init__(self) -> None:
+        for start, composite in self.parts:
+            if not isinstance(start, Start) or not isinstance(composite, Composite):
+                raise TypeError(
+                    f"ISNet needs a start (lrp.Selective(), …) and a Composite (lrp.create(…)), "
+                    f"got {start!r} and {composite!r}"
+                )
         if not 0 <= self.weight <= 1:
             raise ValueError(f"ISNet weight P must lie in [0, 1], got {self.weight}")
         if not 0 <= self.deep_decay <= 1:
             raise ValueError(f"ISNet deep_decay must lie in [0, 1], got {self.deep_decay}")
         check("map strategy", self.strategy, STRATEGIES)
+
+    @property
+    def composites(self) -> tuple[Composite, ...]:
+        """The composites of all parts: what `programs` needs."""
+        return tuple(composite for _, composite in self.parts)
 
     @property
     def parts(self) -> tuple[tuple[Start, Composite], ...]:
@@ -205,8 +216,18 @@ def heatmaps(
     """The maps of every part of an ISNet, at the input and (deep) at the supervised layers.
 
     Raises:
-        ValueError: deep supervision of a model without `supervised` layers.
+        ValueError: deep supervision of a model without `supervised` layers, programs of other
+            composites, or a Stochastic ISNet in training without a key.
     """
+    if len(graphs.views) != len(isnet.parts):
+        raise ValueError(
+            f"programs were made for {len(graphs.views)} composites, this ISNet has "
+            f"{len(isnet.parts)}: use programs(model, *isnet.composites)"
+        )
+    if training and rng is None and any(isinstance(start, Stochastic) for start, _ in isnet.parts):
+        raise ValueError(
+            "the Stochastic ISNet draws a class a step: give rng, a fresh key each step"
+        )
     hidden = graphs.supervised if isnet.deep else ()
     if isnet.deep and not hidden:
         raise ValueError("LRP deep supervision needs a model with an attribute `supervised`")

@@ -217,6 +217,9 @@ def figure(
     return np.asarray(sheet)
 
 
+_LEAST_WIDTH = 520  # of the legend
+
+
 def montage(
     lines: Sequence[Line], labels: Sequence[str], *, title: str = "", cell: int = 152
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -243,7 +246,7 @@ def montage(
     head = (34 if title else 8) + 24
     below, foot = 36, 58
     height = head + len(lines) * (cell + below) + foot
-    width = first + (1 + len(labels)) * step
+    width = max(first + (1 + len(labels)) * step, _LEAST_WIDTH)
     canvas = np.full((height, width, 3), 255, np.uint8)
     for row, line in enumerate(lines):
         top = head + row * (cell + below)
@@ -290,7 +293,7 @@ def _label(
 def _legend(pen: ImageDraw, width: int, height: int, long: int) -> None:
     left, right = (width - long) // 2, (width + long) // 2
     middle = height - 43
-    if left > 80:  # beside the bar, where there is room
+    if left > 150:  # beside the bar, where there is room
         _put(pen, (left - 10, middle), "speaks against the class", left - 14, 13, anchor="rm")
         _put(pen, (right + 10, middle), "speaks for it", left - 14, 13, anchor="lm")
     for at, text in ((left, "\N{MINUS SIGN}s"), (width / 2, "0"), (right, "+s")):

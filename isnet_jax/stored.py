@@ -102,7 +102,10 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    found = np.load(path, allow_pickle=False)
+    try:
+        found = np.load(path, allow_pickle=False)
+    except ValueError:  # numpy's own words recommend to load it unsafely
+        raise ValueError("it holds no plain arrays; pickles are refused") from None
     if not hasattr(found, "files"):
         raise ValueError("it is a single array")
     with found:

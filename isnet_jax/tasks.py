@@ -108,7 +108,7 @@ class MaskedClassifier:
         self._model = {"in_channels": channels, **model, "num_classes": self._data.num_classes}
         self._compute = {"dtype": None, **compute}
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
-        self._graphs = isnet.programs(abstract, *(rules for _, rules in explainer.parts))
+        self._graphs = isnet.programs(abstract, *explainer.composites)
         if deep and not self._graphs.supervised:
             raise ValueError(f"model {self._model['name']!r} names no layers for deep supervision")
         layers = 1 + len(self._graphs.supervised) if deep else 1

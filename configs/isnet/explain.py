@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
             "images": "skimage",  # a file, a folder, or the photos that come with scikit-image
             "model": {
                 "name": "squeezenet1_1",  # a key of isnet_jax.models.MODELS
+                # More arguments of the model as a whole mapping, with "num_classes" for "random" or
+                # a training: --config.jobs.explain.model="{'name': …, 'weights': …, …}"
                 # .npz or .safetensors with torchvision's names, RUN/seedK of a training, "random"
                 "weights": "data:squeezenet1_1",
             },

@@ -2,7 +2,8 @@
 
 Command   python -m launch train --config configs/isnet/mnist_bias.py --workdir runs/mnist_bias
 Argument  a run alone: mnist_bias.py:plain, :unbiased, :selective, :original, :stochastic,
-          :dual or :deep (Selective with deep supervision)
+          :dual, :deep (Selective with deep supervision), :grad_x_input or
+          :softmax_grad_x_input
 Hardware  laptop CPU, 2 cores: about 4 minutes for the three default runs
 Expected  (settings chosen by looking at these test digits; seeds vary initialisation and order)
           accuracy in %, mean ± sd of 3 seeds, on biased / standard / deceiving test digits:
@@ -21,6 +22,8 @@ RUNS = {
     "stochastic": {"task": {"method": "stochastic"}},
     "dual": {"task": {"method": "dual"}},
     "deep": {"task": {"method": "selective", "deep": True}},
+    "grad_x_input": {"task": {"method": "grad_x_input"}},
+    "softmax_grad_x_input": {"task": {"method": "softmax_grad_x_input"}},
 }
 
 

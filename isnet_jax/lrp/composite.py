@@ -89,15 +89,18 @@ class Composite:
                 raise TypeError(f"composite entry {pattern!r}: {rule!r} is not an LRP rule")
             if isinstance(pattern, str):
                 _check_pattern(pattern)
+            elif not isinstance(pattern, type):
+                raise TypeError(f"composite pattern {pattern!r} must be a string or a layer class")
 
     def matches(self, model: nnx.Module) -> list[Match]:
         """The rule of every layer, in path order.
 
         Raises:
-            ValueError: a weighted layer matches nothing, an entry matches nothing although it
-                names a path, a rule does not exist for a layer's kind, or a terminal rule stands
-                elsewhere than at the input layer.
+            ValueError: a weighted layer matches nothing or is no layer of ours; an entry matches
+                nothing although it names a path, or LRP-Flex's ReLUs; a rule does not exist for a
+                layer's kind; or a terminal rule stands elsewhere than at the input layer.
         """
+        self._check_foreign(model)
         roles = self._roles(model)
         found, unmatched = [], []
         for path, layer in rule_layers(model):
@@ -161,8 +164,24 @@ class Composite:
                 )
         return roles
 
+    def _check_foreign(self, model: nnx.Module) -> None:
+        """Refuses layers that cannot carry a rule: their derivative would pass for one."""
+        if all(isinstance(rule, Pass) for _, rule in self.entries):
+            return
+        strangers = foreign_layers(model)
+        if strangers:
+            raise ValueError(
+                f"composite {self.name!r}: {', '.join(strangers)} cannot carry a rule; "
+                "explain isnet_jax.lrp.attach(model, composite) instead"
+            )
+
     def _check_idle(self, found: list[Match], model: nnx.Module) -> None:
         used = {match.pattern for match in found}
+        if any(p == "kind:relu" for p, _ in self.entries) and "kind:relu" not in used:
+            raise ValueError(
+                f"composite {self.name!r} has its rule at ReLUs, but {type(model).__name__} has no "
+                "layer of kind 'relu'; isnet_jax.lrp.flex treats ReLUs that are functions"
+            )
         for pattern, _ in self.entries:
             # Kinds and types may be absent from a model; a path that is absent is a slip.
             general = (".*", BEFORE_NORM)
@@ -185,6 +204,29 @@ def rule_layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
         folded = path.rpartition("/")[2] == "norm" and hasattr(parent, "rule")
         if hasattr(found[path], "rule") and not folded:
             yield path, found[path]
+
+
+def foreign_layers(model: nnx.Module) -> list[str]:
+    """'path (type)' of the modules that hold a weight, an array of two axes or more, and no rule.
+
+    A folded norm is its convolution's.
+    """
+    return [
+        f"{'/'.join(map(str, path)) or 'the model itself'} ({type(module).__name__})"
+        for path, module in nnx.iter_modules(model)
+        if not hasattr(module, "rule")
+        and (_is_flax(module) or any(map(_is_weight, vars(module).values())))
+    ]
+
+
+def _is_flax(module: nnx.Module) -> bool:
+    """A layer of flax with parameters, however few."""
+    holds = any(isinstance(value, nnx.Param) for value in vars(module).values())
+    return holds and type(module).__module__.startswith("flax.")
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, nnx.Param) and len(value.shape) >= 2
 
 
 def _check_pattern(pattern: str) -> None:

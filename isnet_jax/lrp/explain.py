@@ -217,11 +217,13 @@ class Explanation(NamedTuple):
         relevance: shape of x, or (b, k, *x.shape[1:]) for ``target="each"``.
         logits: (b, k).
         conservation_gap: (b,) or (b, k): explained quantity minus the relevance that arrived,
-            in units of the logit: what biases and stabilisers absorbed.
+            in units of the logit: what biases and stabilisers absorbed. (A rule that makes its
+            own start, as `isnet_dual_zplus`, explains another quantity than the logit.)
         hidden: path -> relevance at that layer's output, (b, ...) or (b, k, ...).
         absorbed: path of every layer that can carry a rule -> (b,) or (b, k), its part of the
-            gap, if asked for. What they leave of the gap was lost between them: by plain
-            functions of the model that are not homogeneous.
+            gap, if asked for. What they leave of the gap was lost between them, by plain
+            functions of the model that are not homogeneous, or behind them: the selective
+            quantity is not homogeneous in the logits.
     """
 
     relevance: Array
@@ -262,7 +264,13 @@ def explain(
             layer.
     """
     composite = create(composite) if isinstance(composite, str) else composite
+    if isinstance(hidden, str):
+        raise ValueError(f"hidden must be a sequence of paths, got the string {hidden!r}")
+    if isinstance(x, jax.core.Tracer):
+        raise ValueError("explain checks values, so it is no function for jit: use `relevance`")
     x = jnp.asarray(x)
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"x has shape {x.shape}, expected (batch, ..., channels), none of them 0")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point, got {x.dtype}")
     dtypes = {v.dtype for v in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))}

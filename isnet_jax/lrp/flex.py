@@ -93,8 +93,10 @@ class Flexed:
         floats = [p for p, v in zip(traced.places, traced.leaves, strict=True) if has_derivative(v)]
         positional = [p for p in floats if isinstance(p, int)]
         explained: list[Any] = list(self.argnums or positional[-1:] or dict.fromkeys(floats))
+        if not floats:
+            raise ValueError(f"flex({self.__name__}): no argument holds a floating-point array")
         if self.argnums is not None:
-            explained = [a % max(len(args), 1) for a in self.argnums]
+            explained = [a + len(args) if a < 0 else a for a in self.argnums]
             if any(a not in positional for a in explained):
                 raise ValueError(
                     f"argnums {self.argnums}: no floating-point array in that argument; those "

@@ -48,7 +48,7 @@ def compute_in(
     it.
 
     Raises:
-        ValueError: no floating dtype.
+        ValueError: no floating dtype, or a model without a layer of ours.
     """
     rounding = None
     if dtype is not None:
@@ -57,9 +57,14 @@ def compute_in(
                 rounding = maps.Rounding(jnp.dtype(dtype).name, forward)
         if rounding is None:
             raise ValueError(f"compute dtype {dtype!r} must be a floating one, e.g. 'bfloat16'")
-    for _, module in nnx.iter_modules(model):
-        if hasattr(module, "rounding") and hasattr(module, "rule"):
-            module.rounding = rounding
+    found = [m for _, m in nnx.iter_modules(model) if hasattr(m, "rounding")]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no layer of isnet_jax.lrp to round; of flax's own, "
+            "isnet_jax.lrp.attach makes some"
+        )
+    for module in found:
+        module.rounding = rounding
     return model
 
 
@@ -120,9 +125,15 @@ class BatchNorm(nnx.BatchNorm):
         beta = jnp.zeros_like(mean) if self.bias is None else self.bias[...]
         return mean, gamma, inverse, beta
 
-    def __call__(self, x: Array) -> Array:
-        """Normalises x (..., c)."""
-        return _linear_unit(self.rule, None, x, None, None, self)
+    def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
+        """Normalises x (..., c), by the running averages if told so here or by `eval`."""
+        if use_running_average is None:
+            return _linear_unit(self.rule, None, x, None, None, self)
+        before, self.use_running_average = self.use_running_average, use_running_average
+        try:
+            return _linear_unit(self.rule, None, x, None, None, self)
+        finally:
+            self.use_running_average = before
 
 
 class Conv(nnx.Conv):

@@ -100,6 +100,7 @@ class Fact:
         live: it depends on the chosen inputs, for a derivative.
         value: all its entries are this number.
         mask: (source of x, sign): it is ``x > 0`` (+1) or ``x < 0`` (-1), as bool or number.
+        switch: it depends on them by comparisons and indices only, so without a derivative.
         rectified: the source of the x that it is the ReLU of.
         square: it is y * y.
         variance: it is ``mean(y * y) - mean(y) * mean(y)``, whose clip at zero is no activation.
@@ -109,6 +110,7 @@ class Fact:
     live: bool = False
     value: float | None = None
     mask: tuple[object, int] | None = None
+    switch: bool = False
     rectified: object | None = None
     square: bool = False
     variance: bool = False
@@ -266,6 +268,8 @@ class Reader:
         new = tuple(branch for branch, _ in pairs)
         live = [any(fs) for fs in zip(*([f.live for f in fs] for _, fs in pairs), strict=True)]
         outs = [Fact(object(), live=each) for each in live]
+        if ins[0].switch:
+            self._note("nonlinear", "cond", eqn, scope, any(live))
         changed = not all(map(_is, old, new))
         return [_with_params(eqn, "branches", old, new) if changed else eqn], outs
 
@@ -298,8 +302,12 @@ class Reader:
     # -- notes
 
     def _plain_outs(self, eqn: JaxprEqn, ins: list[Fact]) -> list[Fact]:
-        reached = any(f.live for f in ins) and eqn.primitive.name not in FLAT
-        return [Fact(object(), live=reached and has_derivative(v.aval)) for v in eqn.outvars]
+        name = eqn.primitive.name
+        reached = any(f.live for f in ins) and name not in FLAT
+        # A guard against infinities is no bend.
+        steered = any(f.live or f.switch for f in ins) and name != "is_finite"
+        lives = [reached and has_derivative(v.aval) for v in eqn.outvars]
+        return [Fact(object(), live=each, switch=steered and not each) for each in lives]
 
     def _note(
         self, kind: str, name: str, eqn: JaxprEqn, scope: str, told: bool, treated: bool = False
@@ -395,8 +403,8 @@ def _nonlinearity(name: str, params: dict[str, Any], ins: list[Fact]) -> str | N
     if name in ("max", "min"):
         bent = any(f.value is not None and math.isfinite(f.value) for f in ins)
         return "nonlinear" if bent and not _keeps_rectified(name, ins) else None
-    if name == "select_n" and ins[0].mask:
-        return "nonlinear" if any(f.source is ins[0].mask[0] for f in ins[1:]) else None
+    if name == "select_n" and ins[0].switch and any(f.live for f in ins[1:]):
+        return "nonlinear"
     return None
 
 

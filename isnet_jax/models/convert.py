@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from isnet_jax.legal import check
 from isnet_jax.models.create import MODELS, create
 from isnet_jax.models.dropout import RandomStream
 
@@ -96,13 +97,13 @@ def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
     """
     family = _family(name)
     arrays = _renamed(name, arrays, family.torch_renamed)
-    try:
-        told = {k: np.shape(arrays[key])[axis] for k, (key, axis) in family.torch_sizes.items()}
-    except KeyError as error:
-        raise ValueError(
-            f"state dict does not fit model {name!r}: key {error} is missing"
-        ) from None
-    config = {**told, **config}
+    told = {
+        size: np.shape(arrays[key])[axis]
+        for size, (key, axis) in family.torch_sizes.items()
+        if key in arrays and np.ndim(arrays[key]) > axis
+    }
+    # Where the key that tells a size is missing, the model's default lets all others be compared.
+    config = {"num_classes": 1, **told, **config}
     model = nnx.eval_shape(lambda: create(name, **config, rngs=nnx.Rngs(0)))
     places, counters = torch_places(model)
     given = set(arrays) - counters
@@ -148,8 +149,7 @@ def torch_places(model: nnx.Module) -> tuple[dict[str, Place], set[str]]:
 def _family(name: str) -> Any:
     families = {n: getattr(model, "func", model) for n, model in MODELS.items()}
     families = {n: f for n, f in families.items() if getattr(f, "torch_sizes", None)}
-    if name not in families:
-        raise ValueError(f"no torch converter for {name!r}; legal values: {', '.join(families)}")
+    check("model with torch weights", name, families)
     return families[name]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isnet_jax import lrp, models
+from isnet_jax import isnet, lrp, models
 
 
 class Foreign(nnx.Module):
@@ -88,6 +88,85 @@ def test_what_cannot_be_treated_is_named():
         lrp.attach(Round(), lrp.create("epsilon"))
 
 
+def test_a_foreign_layer_is_refused_wherever_it_stands(model, x):
+    for refused in (
+        lambda: lrp.explain(model, x, composite="epsilon"),
+        lambda: lrp.create("epsilon_plus").report(model),
+        lambda: isnet.programs(model, lrp.create("isnet_flex_zb")),
+    ):
+        with pytest.raises(ValueError, match=r"first \(Conv\).*cannot carry a rule.*attach"):
+            refused()
+    # The plain derivative needs no rules.
+    assert lrp.explain(model, x, composite="gradient_x_input").relevance.shape == x.shape
+
+
+def test_flex_needs_relus_that_are_layers(model):
+    with pytest.raises(ValueError, match=r"no layer of kind 'relu'; isnet_jax.lrp.flex"):
+        lrp.attach(model, "isnet_flex")
+
+
+NORMS = {
+    "group": (
+        lambda: nnx.GroupNorm(8, num_groups=4, reduction_axes=(-1,), rngs=nnx.Rngs(0)),
+        r"reduction_axes \(-1,\)",
+    ),
+    "layer": (
+        lambda: nnx.LayerNorm(8, reduction_axes=(1, 2, 3), rngs=nnx.Rngs(0)),
+        r"reduction_axes \(1, 2, 3\)",
+    ),
+    "axis": (lambda: nnx.BatchNorm(8, axis=1, rngs=nnx.Rngs(0)), "axis 1"),
+    "dtype": (lambda: nnx.BatchNorm(8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), "dtype bfloat16"),
+    "mapped": (lambda: nnx.BatchNorm(8, axis_name="devices", rngs=nnx.Rngs(0)), "axis_name"),
+}
+
+
+class Normed(nnx.Module):
+    def __init__(self, norm):
+        self.norm, self.head = norm, nnx.Linear(8, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.head(self.norm(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_options_of_norms_that_ours_have_not(name):
+    build, told = NORMS[name]
+    with pytest.raises(ValueError, match=f"norm norm: .*{told} has no rule"):
+        lrp.attach(Normed(build()), "epsilon")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nnx.InstanceNorm(8, rngs=nnx.Rngs(0)),
+        lambda: nnx.GroupNorm(8, num_groups=4, rngs=nnx.Rngs(0)),
+        lambda: nnx.LayerNorm(8, rngs=nnx.Rngs(0)),
+    ],
+)
+def test_norms_keep_their_function(build):
+    net = Normed(build())
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
+    np.testing.assert_allclose(lrp.attach(net, "attn_lrp")(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_may_be_told_in_the_call(x):
+    class Told(Foreign):
+        def __call__(self, x, train=False):
+            x = nnx.relu(self.norm(self.first(x), use_running_average=not train))
+            return self.head(x.mean((1, 2)))
+
+        def __init__(self):
+            super().__init__()
+            del self.second
+            self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    net = Told()
+    view = lrp.attach(net, "gradient_x_input")
+    for train in (False, True):
+        np.testing.assert_allclose(view(x, train), net(x, train), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(view.norm.mean[...], net.norm.mean[...], rtol=1e-5, atol=1e-7)
+
+
 def test_hidden_relevance_is_activation_times_gradient():
     net = models.create("simple_cnn", num_classes=3, widths=(4, 4), pooled=1, rngs=nnx.Rngs(0))
     net.eval()
@@ -108,8 +187,11 @@ def test_hidden_relevance_is_activation_times_gradient():
     kernel, bias = net.classifier.kernel[...], net.classifier.bias[...]
     np.testing.assert_allclose(last, found.logits[:, 2] - bias[2], rtol=1e-4, atol=1e-6)
     assert kernel.shape == (4, 3) and jnp.isfinite(last).all()
-    with pytest.raises(ValueError, match="no layer at path 'relus/9'"):
-        lrp.explain(net, x, hidden=("relus/9",))
+    for path in ("relus/9", "relus", "input_layer", "blocks/0/norm", "classifier/kernel"):
+        with pytest.raises(ValueError, match=f"no layer at path '{path}'"):
+            lrp.explain(net, x, hidden=(path,))
+    with pytest.raises(ValueError, match="got the string 'relus/0'"):
+        lrp.explain(net, x, hidden="relus/0")
 
 
 def test_inputs_outside_the_box_have_no_map():

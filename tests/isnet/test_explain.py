@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from isnet_jax import explain
-from isnet_jax.isnet import bind, programs, variables
+from isnet_jax.isnet import VARIANTS, ISNet, bind, heatmaps, programs, variables
 from isnet_jax.lrp import (
     AllLogits,
     Composite,
@@ -276,3 +276,25 @@ def test_shapes_of_the_starts() -> None:
         assert start.quantities(logits, None).shape == (count, 4)
     with pytest.raises(ValueError, match="at least 2 logits"):
         Selective().quantities(logits[:, :1], None)
+
+
+def test_refused_shapes_and_tracers(cnn, x) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(0, 6, 6, 2\)"):
+        explain(cnn, x[:0])
+    with pytest.raises(ValueError, match="no function for jit: use `relevance`"):
+        jax.jit(lambda x: explain(cnn, x).relevance)(x)
+
+
+def test_a_method_says_what_it_lacks(cnn, x) -> None:
+    method = ISNet(**VARIANTS["dual"])
+    model = _abstract()
+    params, rest = variables(cnn)
+    with pytest.raises(ValueError, match=r"programs were made for 1 composites.*has 2"):
+        heatmaps(programs(model, method.composite), params, rest, x, method, training=False)
+    method = ISNet(**VARIANTS["stochastic"], composite=create("isnet_flex"))
+    with pytest.raises(ValueError, match="Stochastic ISNet draws a class a step: give rng"):
+        heatmaps(programs(model, *method.composites), params, rest, x, method, training=True)
+    with pytest.raises(TypeError, match=r"got Selective\(epsilon=0.0\) and 'epsilon'"):
+        ISNet(composite="epsilon")
+    with pytest.raises(TypeError, match=r"composite pattern 3 must be a string or a layer class"):
+        Composite(((3, Epsilon()),))

@@ -557,3 +557,31 @@ def test_the_python_of_the_guide_runs():
     told = re.search(r"```text\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL).group(1)
     cut = lambda text: [" ".join(line.split()[:4]) for line in text.splitlines()]  # noqa: E731
     assert cut(report) == cut(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "fn"),
+    [
+        ("select", lambda v: jnp.select([v > 0], [v], 0.0)),
+        ("piecewise", lambda v: jnp.piecewise(v, [v > 0], [lambda t: t, 0.0])),
+        ("cond", lambda v: jax.lax.cond(v.sum() > 0, lambda t: 2 * t, lambda t: t, v)),
+        ("gate", lambda v: jnp.where(v[..., :1] > 0, v, 0.0)),
+    ],
+)
+def test_choices_that_the_input_steers_are_told(name, fn):
+    found = flex(fn).findings(jnp.ones((2, 3)))
+    assert found and not any(finding.treated for finding in found)
+    assert {finding.kind for finding in found} == {"nonlinear"}
+
+
+def test_choices_that_the_input_does_not_steer_are_linear():
+    keep = jnp.array([True, False, True])
+    assert flex(lambda v: jnp.where(keep, v, 0.0)).findings(jnp.ones(3)) == ()
+    assert flex(lambda v, k: jnp.where(k > 0, v, 0.0), argnums=0).findings(*2 * [jnp.ones(3)]) == ()
+
+
+def test_arguments_that_cannot_be_explained():
+    with pytest.raises(ValueError, match=r"argnums \(5,\): no floating-point array"):
+        flex(lambda a, b: a + b, argnums=5).report(jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match="no argument holds a floating-point array"):
+        flex(lambda a: a + 1).report(jnp.arange(3))

@@ -162,7 +162,7 @@ def test_from_torch_reads_the_old_names_of_densenet():
         ({"layer1.0.bn1.bias": None}, "missing keys: layer1.0.bn1.bias"),
         ({"layer1.2.conv1.weight": np.zeros((4, 4, 3, 3))}, "unexpected keys: layer1.2.conv1"),
         ({"fc.bias": np.zeros(4)}, r"wrong shapes: fc.bias \(4,\) instead of \(5,\)"),
-        ({"conv1.weight": None}, "'conv1.weight' is missing"),
+        ({"conv1.weight": None}, "missing keys: conv1.weight"),
         ({"surprise": np.zeros(1)}, "unexpected keys: surprise"),
         ({"x.num_batches_tracked": np.zeros(())}, "unexpected keys: x.num_batches_tracked"),
     ],
@@ -173,5 +173,5 @@ def test_from_torch_names_what_does_not_fit(changes, said):
 
 
 def test_from_torch_knows_its_models():
-    with pytest.raises(ValueError, match="no torch converter for 'simple_cnn'.*resnet18"):
+    with pytest.raises(ValueError, match="unknown model with torch weights 'simple_cnn'.*resnet18"):
         models.from_torch("simple_cnn", {})
