@@ -21,7 +21,7 @@ verbs:
   train     train every run × seed of a card (goes on where it was stopped), evaluate, one table
   evaluate  evaluate the checkpoints in --workdir again and print the table
   explain   draw --workdir/heatmaps.png from the checkpoints
-  verify, prepare, predict, and evaluate or explain of a card with config.jobs.VERB
+  verify, prepare, predict, report, and evaluate or explain of a card with config.jobs.VERB
             run that job over the cases of a folder, into --workdir/VERB/CASE
   benchmark turn the scores of many algorithms (--results) into tables, tests and one page
             (--out), or say what is missing from a newcomer's folder (--check); needs no card
@@ -212,7 +212,7 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
         raise SetupError(f"--count {options.count} must be at least 1")
 
 
-CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict")
+CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict", "report")
 BELONGS = {
     "folder": ("list", "data"),
     "config": CARDS,
@@ -229,6 +229,7 @@ VERBS = {
     "verify": _only_job,
     "prepare": _only_job,
     "predict": _only_job,
+    "report": _only_job,
     "benchmark": benchmark.benchmark,
     "data": _data,
     "list": _list,

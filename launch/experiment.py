@@ -111,7 +111,7 @@ class Experiment:
 
 
 TRAINING = {"task": {}, "steps": 0, "batch_size": 0}  # of a card that trains nothing
-JOB_VERBS = ("explain", "verify", "prepare", "predict", "evaluate")
+JOB_VERBS = ("explain", "verify", "prepare", "predict", "evaluate", "report")
 LEGAL = {
     "optimizer.name": ("sgd", "adam", "adamw"),
     "optimizer.schedule": ("constant", "cosine", "poly", "step"),
