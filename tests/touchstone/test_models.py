@@ -1,4 +1,6 @@
-"""All families: parameters, training mode, recomputation, bfloat16."""
+"""All families: parameters, training mode, recomputation, bfloat16, refusals."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,30 +8,254 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from touchstone_jax.models import convert, create
+from touchstone_jax.dropout import Dropout, RandomStream
+from touchstone_jax.models import MODELS, count, create
+from touchstone_jax.models.catalogue import CATALOGUE
+from touchstone_jax.models.catalogue import table as catalogue_table
+from touchstone_jax.models.graph import FixedTable
+from touchstone_jax.models.hybrid import ResidualBlock
+from touchstone_jax.models.ushape import recomputed
 
 ANISOTROPIC = {"kernels": ((1, 3, 3), *[3] * 5), "strides": (1, (1, 2, 2), *[2] * 4)}
 
-COUNTS = [
-    ("unet", 10, ANISOTROPIC, 31_119_538),
-    ("resenc_l", 10, {}, 102_356_210),
-    ("resenc_l", 10, ANISOTROPIC, 102_273_714),
-    ("mednext_l", 10, {}, 61_789_170),
-    ("stunet_b", 105, {}, 58_262_669),
-    ("stunet_l", 105, {}, 440_302_605),
-    ("stunet_h", 105, {}, 1_457_326_221),
+COUNTS = [  # beside those of the catalogue
+    ("resenc_l", 10, {"kernels": 3}, 102_356_210),
+    ("uniseg", 10, {"tasks": 0}, 31_175_776),
 ]
+
+
+FAST = {"xla_backend_optimization_level": 0}
+QUICK = ("unet", "stunet_b", "uniseg")  # to trace
+
+
+def abstract(name, **config):
+    return nnx.eval_shape(lambda: create(name, rngs=nnx.Rngs(0), **config))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_parameters_are_as_many_as_the_originals(name):
+    row = CATALOGUE[name]
+    assert count.count_parameters(name) == row.parameters
+    # The printed number, or what the reason tells of.
+    near = abs(row.parameters / 1e6 - row.printed) < 0.05
+    assert near or name in ("resenc_l", "uniseg")
+
+
+@pytest.mark.parametrize(("name", "classes", "config", "expected"), COUNTS)
+def test_other_configurations_have_their_originals_parameters(name, classes, config, expected):
+    assert count.count_parameters(name, num_classes=classes, **config) == expected
+
+
+def test_nextou_trains_less_than_it_stores():
+    model = abstract("nextou", num_classes=3, **TINY["nextou"])
+    fixed = count.size_of(model, FixedTable)
+    assert fixed > 0 and count.size_of(model) + fixed == count.size_of(model, nnx.Param, FixedTable)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n not in QUICK else ()) for n in CATALOGUE]
+)
+def test_operations_are_those_of_the_catalogue(name):
+    row = CATALOGUE[name]
+    found = count.count_operations(name, row.patch, **row.config)
+    assert round(found / 1e9) == row.gflops
+
+
+def test_the_table_names_every_network_its_card_and_the_reason():
+    lines = catalogue_table().splitlines()
+    assert len(lines) == 1 + len(CATALOGUE)
+    assert set(CATALOGUE) == set(MODELS) - {"stunet"}
+    line = next(line for line in lines if line.startswith("stunet_h"))
+    for part in ("1,457,326,221", "1457.3M", "128x128x128", "Huang", "stunet_h.py", "105 classes"):
+        assert part in line
+
 
 TINY = {
     "unet": {"widths": (4, 6, 8)},
     "resenc_l": {"widths": (4, 6, 8), "blocks": (1, 2, 1)},
     "stunet": {"widths": (4, 6, 8), "depth": (1, 2, 1)},
-    "mednext_l": {"channels": 4, "blocks": (1, 1, 1), "expansions": (2, 2, 2)},
+    "mednext_l": {"channels": 4, "blocks": (1, 1, 1), "expansions": (2,) * 3},
+    "uniseg": {
+        "widths": (4, 6, 8),
+        "kernels": 3,
+        "strides": (1, 2, 2),
+        "patch": 8,
+        "tasks": 3,
+        "stems": (1, 2),
+    },
+    "lhunet": {
+        "patch": (32, 32, 64),
+        "cnn_widths": (4, 4),
+        "hybrid_widths": (4, 4, 8),
+        "heads": (2, 2, 2),
+        "projections": (4, 2),
+    },
+    "nextou": {
+        "patch": 16,
+        "widths": (4, 6, 6, 12),
+        "pools": (2, 2, 2),
+        "neighbours": (4, 2),
+        "ratios": (2, 1),
+    },
 }
-SIDE = 8
+SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16)}
+# Fractions of the sides of the scales that training gives.
+SCALES = {"lhunet": (1,), "nextou": (1, 2, 4)}
 
 
-@pytest.mark.parametrize(("name", "classes", "config", "count"), COUNTS)
-def test_parameters_are_as_many_as_the_originals(name, classes, config, count):
-    model = nnx.eval_shape(lambda: create(name, num_classes=classes, rngs=nnx.Rngs(0), **config))
-    assert convert.size_of(model) == count
+def drawn(name, **config):
+    """A tiny network with random parameters from NumPy: nothing is compiled to initialise it."""
+    made = abstract(name, num_classes=3, in_channels=2, **TINY[name], **config)
+    graphdef, state = nnx.split(made)
+    rng = np.random.default_rng(0)
+
+    def draw(variable):
+        if isinstance(variable, RandomStream):
+            return variable.replace(jax.random.key_data(jax.random.key(1)))
+        values = rng.normal(size=variable.shape) * max(variable.size, 1) ** -0.25
+        values = np.abs(values) if isinstance(variable, nnx.BatchStat) else values
+        return variable.replace(jnp.asarray(values, jnp.float32))
+
+    return nnx.merge(
+        graphdef, jax.tree.map(draw, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+    )
+
+
+def volume(name, seed=0, batch=1):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(batch, *sides(name), 2)), jnp.float32)
+
+
+def sides(name):
+    return SIDES.get(name, (8, 8, 8))
+
+
+def step(model, x):
+    """Logits of all scales, gradients of the sum of their squares, and the other variables."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params):
+        copy = nnx.merge(graphdef, params, nnx.to_pure_dict(rest))
+        logits = copy(x)
+        total = sum(jnp.square(scale.astype(jnp.float32)).mean() for scale in logits)
+        return total, (logits, nnx.to_pure_dict(nnx.state(copy, nnx.Not(nnx.Param))))
+
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(nnx.to_pure_dict(params))
+    (_, (logits, after)), gradients = program.compile(compiler_options=FAST)(
+        nnx.to_pure_dict(params)
+    )
+    return logits, gradients, after
+
+
+def test_every_family_is_tried():
+    assert set(TINY) == {name for name in MODELS if not re.match("stunet_", name)}
+
+
+HEAVY = ("lhunet",)  # to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in TINY]
+)
+def test_training_gives_all_scales_and_reaches_every_parameter(name):
+    model = drawn(name)
+    model.train()
+    logits, gradients, _ = step(model, volume(name, batch=2 if name == "lhunet" else 1))
+    scales = SCALES.get(name, (1, 2))
+    expected = [tuple(n // s for n in sides(name)) for s in scales]
+    assert [scale.shape[1:] for scale in logits] == [(*shape, 3) for shape in expected]
+    assert {scale.dtype for scale in logits} == {jnp.dtype("float32")}
+    for path, g in jax.tree_util.tree_leaves_with_path(gradients):
+        unused = name == "uniseg" and "conv_1" in str(path)  # the stem for one channel
+        assert np.isfinite(g).all() and (unused or np.abs(g).max() > 0), path
+
+
+class Noisy(nnx.Module):
+    """Everything that a recomputed block may carry: statistics and a stream of random numbers."""
+
+    def __init__(self, rngs):
+        self.block = ResidualBlock(2, 3, 3, {"rngs": rngs})
+        self.dropout = Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.block(x))
+
+
+def test_recomputed_blocks_give_the_same_and_keep_their_state():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 4, 2)), jnp.float32)
+    graphdef, params, rest = nnx.split(Noisy(nnx.Rngs(0)), nnx.Param, ...)
+
+    def run(call):
+        def loss(params):
+            copy = nnx.merge(graphdef, params, nnx.to_pure_dict(rest))
+            copy.train()
+            total = jnp.square(call(copy, x)).mean()
+            return total, nnx.to_pure_dict(nnx.state(copy, nnx.Not(nnx.Param)))
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(nnx.to_pure_dict(params))
+
+    plain, again = run(lambda module, x: module(x)), run(recomputed)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), nnx.to_pure_dict(rest), plain[0][1])
+    assert all(jax.tree.leaves(changed))
+
+
+def test_only_the_inputs_of_blocks_are_kept():
+    """Of a recomputed U-Net the gradients need fewer numbers from the way there."""
+
+    def kept(**config):
+        model = drawn("stunet", **config)
+        model.deterministic = False
+        graphdef, params = nnx.split(model)
+
+        def forward(params, x):
+            return sum(jnp.square(s).mean() for s in nnx.merge(graphdef, params)(x))
+
+        _, pull = jax.eval_shape(lambda p, x: jax.vjp(forward, p, x), params, volume("stunet"))
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    assert kept(remat=True) < 0.5 * kept()
+
+
+def test_bfloat16_stays_near_float32():
+    x, made = volume("mednext_l"), []
+    for dtype in ("float32", "bfloat16"):
+        graphdef, state = nnx.split(drawn("mednext_l", dtype=dtype))
+        program = jax.jit(lambda s, x, g=graphdef: nnx.merge(g, s)(x)).lower(state, x)
+        made.append(program.compile(compiler_options=FAST)(state, x))
+    exact, half = made
+    assert half.dtype == jnp.float32
+    assert 0 < float(jnp.abs(exact - half).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("resenc_l", {"blocks": (1, 2)}, r"resenc_l: blocks=\(1, 2\); expected 6 integers"),
+        ("stunet_b", {"depth": 2}, "unknown option of model 'stunet_b' 'depth'"),
+        ("stunet_b", {"pools": (2, 2)}, "expected 5, one between levels"),
+        ("stunet", {"dtype": "float16"}, "stunet: dtype='float16'; legal: float32, bfloat16"),
+        ("mednext_l", {"kernel": 4}, "kernel=4; expected an odd size"),
+        ("mednext_l", {"blocks": (1, 1)}, "expected an odd number from 3"),
+        ("uniseg", {"in_channels": 3}, r"in_channels=3; stems=\(1, 2, 4\) have no such one"),
+        ("uniseg", {"task": 9}, r"task=9; expected 0..8"),
+        ("lhunet", {"patch": 48}, r"patch=\(48, 48, 48\); expected multiples of 32"),
+        ("lhunet", {"heads": (8, 8, 10)}, r"heads\[2\]=10 does not divide 128"),
+        ("nextou", {"patch": 60}, "cannot be divided by the pools"),
+        ("nextou", {"widths": (24, 48, 100, 192, 312, 312)}, "100 is no multiple of 6"),
+        ("nextou", {"neighbours": (4, 8, 16, 200)}, "neighbours=200, but a graph has only 150"),
+        ("nextou", {"ratios": (4, 3, 1, 1)}, "has no cubes of 3"),
+    ],
+)
+def test_bad_arguments_are_told(name, config, said):
+    with pytest.raises(ValueError, match=said):
+        abstract(name, **{"num_classes": 2, **config})
+
+
+@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou"])
+def test_networks_of_one_patch_refuse_others(name):
+    model = drawn(name)
+    shape = (1, *(2 * n for n in sides(name)), 2)
+    with pytest.raises(ValueError, match=f"{name}: volume .* expected the patch"):
+        nnx.eval_shape(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, jnp.float32))

@@ -6,8 +6,6 @@ to a family stands in its own class: ``torch_name``, ``torch_ignored``, ``torch_
 
 from __future__ import annotations
 
-import functools
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +17,12 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from touchstone_jax.depthwise import DepthwiseConv, DepthwiseUp
+from touchstone_jax.dropout import RandomStream
 from touchstone_jax.layers import Conv, InstanceNorm, UpConv
-from touchstone_jax.models.create import create
+from touchstone_jax.legal import unknown
+from touchstone_jax.models.create import MODELS, create
+from touchstone_jax.models.graph import GroupedDense
+from touchstone_jax.transposed import TransposedConv
 
 # Layer -> our variable -> (torch's name, our axis for each of torch's).
 _CONV = {"kernel": ("weight", (4, 3, 0, 1, 2)), "bias": ("bias", (0,))}
@@ -30,6 +32,8 @@ LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     Conv: _CONV,
     # Input channels first; no tap is reversed, for `upsample` counts as torch does.
     UpConv: {**_CONV, "kernel": ("weight", (3, 4, 0, 1, 2))},
+    TransposedConv: {**_CONV, "kernel": ("weight", (3, 4, 0, 1, 2))},
+    GroupedDense: _CONV,
     DepthwiseConv: _CONV,
     DepthwiseUp: _CONV,
     InstanceNorm: _NORM,
@@ -93,9 +97,8 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
         value = value.transpose(np.argsort(place.axes)).reshape(ours.shape)
         # A copy: on a CPU jax may otherwise keep using the caller's memory.
         values[place.path] = jnp.array(value, ours.dtype, copy=True)
-    placed = {place.path for place in found.places.values()}
-    if placed != set(values):
-        values |= _fresh(name, found.config, placed)
+    for number, path in enumerate(sorted(_streams(found.model), key=str)):
+        values[path] = _stream(number)
     return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
 
 
@@ -135,12 +138,9 @@ def torch_places(model: nnx.Module) -> dict[str, Place]:
 
     A variable of a layer without an entry in `LAYOUTS` has its name and layout there too.
     """
-    modules = {path: module for path, module in nnx.iter_modules(model)}
-    absent = tuple(getattr(model, "torch_absent", ()))
+    modules = dict(nnx.iter_modules(model))
     places = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        if isinstance(variable, absent):
-            continue
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Not(RandomStream))):
         *above, attribute = path
         layout = _layout(modules[tuple(above)])
         shape = tuple(variable.shape)
@@ -200,8 +200,6 @@ def _layout(module: nnx.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, object]) -> dict[str, int]:
     """Arguments of the network that shapes of arrays tell."""
-    from touchstone_jax.models.create import MODELS, unknown
-
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     family = getattr(MODELS[name], "func", MODELS[name])
@@ -220,19 +218,10 @@ def _some(items: list[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + rest
 
 
-def _fresh(name: str, config: Mapping[str, object], placed: set) -> dict[tuple, jax.Array]:
-    """The variables that no state dict holds, e.g. streams of random numbers."""
-
-    @functools.partial(jax.jit)  # the compiler drops what nobody asked for
-    def rest() -> dict:
-        model = create(name, **config, rngs=nnx.Rngs(0))
-        flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
-        return {path: value for path, value in flat.items() if path not in placed}
-
-    return rest()
+def _streams(model: nnx.Module) -> list[tuple[Any, ...]]:
+    """Paths of the streams of random numbers, which no state dict holds."""
+    return [path for path, _ in nnx.to_flat_state(nnx.state(model, RandomStream))]
 
 
-def size_of(model: nnx.Module, *kinds: type[nnx.Variable]) -> int:
-    """Numbers in the variables of those kinds (default: parameters), also of an abstract model."""
-    leaves = jax.tree.leaves(nnx.state(model, kinds or nnx.Param))
-    return sum(math.prod(leaf.shape) for leaf in leaves)
+def _stream(number: int) -> jax.Array:
+    return jax.random.key_data(jax.random.fold_in(jax.random.key(0), number))

@@ -8,15 +8,21 @@ from functools import partial
 from flax import nnx
 
 from touchstone_jax.legal import call, options_of, unknown
+from touchstone_jax.models.lhunet import LHUNet
 from touchstone_jax.models.mednext import MedNeXt
+from touchstone_jax.models.nextou import NexToU
 from touchstone_jax.models.resenc import ResEncUNet
 from touchstone_jax.models.stunet import STUNet
 from touchstone_jax.models.unet import UNet
+from touchstone_jax.models.uniseg import UniSeg
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "unet": UNet,
     "resenc_l": ResEncUNet,
     "mednext_l": MedNeXt,
+    "uniseg": UniSeg,
+    "lhunet": LHUNet,
+    "nextou": NexToU,
     "stunet": STUNet,
     "stunet_b": partial(STUNet, width=32, depth=1),
     "stunet_l": partial(STUNet, width=64, depth=2),

@@ -31,6 +31,7 @@ class Block(nnx.Module):
         kernel: of the depthwise convolution.
         mode: "same" (i = o), "down" or "up".
         dtype: of the convolutions.
+        lowering: of `touchstone_jax.depthwise.depthwise`.
         rngs: initialisation.
     """
 
@@ -43,6 +44,7 @@ class Block(nnx.Module):
         mode: str,
         *,
         dtype: Any,
+        lowering: str,
         rngs: nnx.Rngs,
     ) -> None:
         how = {"dtype": dtype, "rngs": rngs}
@@ -51,7 +53,7 @@ class Block(nnx.Module):
             self.res_conv = UpConv(inputs, outputs, 1, **how)
         else:
             stride = 2 if mode == "down" else 1
-            self.conv1 = DepthwiseConv(inputs, kernel, stride, **how)
+            self.conv1 = DepthwiseConv(inputs, kernel, stride, lowering=lowering, **how)
             self.res_conv = Conv(inputs, outputs, 1, 2, **how) if mode == "down" else None
         # A GroupNorm with a channel a group.
         self.norm = InstanceNorm(inputs)
@@ -92,6 +94,7 @@ class MedNeXt(UShape):
         expansions: of each level.
         kernel: of the depthwise convolutions, odd.
         dtype: "float32" or "bfloat16", of convolutions; norms and logits stay float32.
+        lowering: of `touchstone_jax.depthwise.depthwise`.
         remat: of `touchstone_jax.models.ushape.UShape`; the original does so.
         rngs: initialisation.
     """
@@ -114,6 +117,7 @@ class MedNeXt(UShape):
         expansions: Sequence[int] = SIZE_L,
         kernel: int = 3,
         dtype: str = "float32",
+        lowering: str = "auto",
         remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -125,12 +129,12 @@ class MedNeXt(UShape):
             raise ValueError(f"mednext_l: blocks={blocks!r}; expected an odd number from 3")
         blocks = per_stage("mednext_l", "blocks", blocks, count)
         expansions = per_stage("mednext_l", "expansions", expansions, count)
-        how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "rngs": rngs}
+        how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "lowering": lowering, "rngs": rngs}
         levels = count // 2 + 1
         widths = [channels * 2**level for level in range(levels)]
         encoder = []
         for i, width in enumerate(widths):
-            first = Conv(in_channels, width, 1, **how)
+            first = Conv(in_channels, width, 1, dtype=how["dtype"], rngs=rngs)
             if i:
                 first = Block(width // 2, width, expansions[i], kernel, "down", **how)
             encoder.append(_level(first, width, blocks[i], expansions[i], kernel, how))

@@ -1,0 +1,46 @@
+"""Dropout whose random stream is plain state of the network."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class RandomStream(nnx.Variable):
+    """Key data (uint32) of the next draws: plain numbers, which any checkpoint can hold."""
+
+
+class Dropout(nnx.Module):
+    """In training, zeroes a share ``rate`` of the entries and scales the others up.
+
+    Args:
+        rate: in [0, 1).
+        whole_channels: whether all voxels of a channel of a sample share one draw.
+        rngs: seed of the stream, which every call in training mode advances.
+
+    Raises:
+        ValueError: another rate.
+    """
+
+    def __init__(self, rate: float, *, whole_channels: bool = False, rngs: nnx.Rngs) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout={rate}; expected a share in [0, 1)")
+        self.rate, self.whole_channels, self.deterministic = rate, whole_channels, True
+        self.stream = RandomStream(jax.random.key_data(rngs.dropout())) if rate else None
+
+    def __call__(self, x: Float[Array, "b *sides c"]) -> Float[Array, "b *sides c"]:
+        """See the class."""
+        if self.deterministic or not self.rate:
+            return x
+        onward, now = jax.random.split(jax.random.wrap_key_data(self.stream[...]))
+        self.stream.set_value(jax.random.key_data(onward))
+        shape = (len(x), *[1] * (x.ndim - 2), x.shape[-1]) if self.whole_channels else x.shape
+        keep = jnp.broadcast_to(jax.random.bernoulli(now, 1 - self.rate, shape), x.shape)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``nnx.view(model, deterministic=…)`` calls on its copy."""
+        if deterministic is not None:
+            self.deterministic = deterministic

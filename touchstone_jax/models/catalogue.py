@@ -1,0 +1,155 @@
+"""What was published about each network and what ours counts: plain data, no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_FIRST_FLAT = {"kernels": ((1, 3, 3), *[3] * 5), "strides": (1, (1, 2, 2), *[2] * 4)}
+_HEAD = "as printed with TotalSegmentator's head of 105 classes; with 10 classes "
+
+
+class Published(NamedTuple):
+    """A row of Touchstone's Table 2 (Bassi et al. 2024) and how ours reaches it.
+
+    Attributes:
+        printed: parameters in millions as the table has them.
+        parameters: of our network with `config` and `num_classes`.
+        num_classes: logits of the configuration that is counted.
+        config: arguments of the network of the configuration that is counted.
+        patch: voxels (x, y, z) of `gflops`.
+        gflops: 10⁹ floating-point operations of a forward pass of ours over the patch; two a
+            multiply-add of convolutions and matrix products.
+        paper: who, where.
+        reason: why the count is what it is.
+    """
+
+    printed: float
+    parameters: int
+    num_classes: int
+    config: Mapping[str, Any]
+    patch: tuple[int, int, int]
+    gflops: int
+    paper: str
+    reason: str
+
+
+CATALOGUE: dict[str, Published] = {
+    "unet": Published(
+        31.1,
+        31_119_538,
+        10,
+        _FIRST_FLAT,
+        (128, 128, 128),
+        1122,
+        "Isensee et al., Nature Methods 2021",
+        "first stage flat (kernel 1x3x3, stride 1x2x2); a plan without it has 31.2M",
+    ),
+    "resenc_l": Published(
+        102.0,
+        102_273_714,
+        10,
+        _FIRST_FLAT,
+        (128, 128, 128),
+        2083,
+        "Isensee et al., MICCAI 2024",
+        "the U-Net's plan; no known plan gives 102.0, which seems to be 102 rounded",
+    ),
+    "stunet_b": Published(
+        58.3,
+        58_262_669,
+        105,
+        {},
+        (128, 128, 128),
+        981,
+        "Huang et al., arXiv 2304.06716",
+        f"{_HEAD}58.168M",
+    ),
+    "stunet_l": Published(
+        440.3,
+        440_302_605,
+        105,
+        {},
+        (128, 128, 128),
+        7515,
+        "Huang et al., arXiv 2304.06716",
+        f"{_HEAD}440.114M",
+    ),
+    "stunet_h": Published(
+        1457.3,
+        1_457_326_221,
+        105,
+        {},
+        (128, 128, 128),
+        25006,
+        "Huang et al., arXiv 2304.06716",
+        f"{_HEAD}1457.043M",
+    ),
+    "mednext_l": Published(
+        61.8,
+        61_789_170,
+        10,
+        {},
+        (128, 128, 128),
+        989,
+        "Roy et al., MICCAI 2023",
+        "kernel 3; the original stores one dummy number more",
+    ),
+    "uniseg": Published(
+        31.0,
+        32_103_631,
+        2,
+        {},
+        (64, 192, 192),
+        1523,
+        "Ye et al., MICCAI 2023",
+        "with prompt, 9 tasks and 2 classes; without prompt 31.18M, the likely origin of 31",
+    ),
+    "lhunet": Published(
+        8.6,
+        8_568_481,
+        10,
+        {},
+        (96, 96, 96),
+        79,
+        "Sadegheih et al., arXiv 2404.05102",
+        "the published arguments for AbdomenAtlas",
+    ),
+    "nextou": Published(
+        81.9,
+        81_931_824,
+        10,
+        {},
+        (96, 160, 160),
+        956,
+        "Shi et al., arXiv 2305.15911",
+        "52.95M are trained, 28.98M are fixed tables of positions for this patch",
+    ),
+}
+
+
+def table() -> str:
+    """Name, parameters, patch, operations, paper, card and the reason of the count, aligned."""
+    rows = [("model", "parameters", "printed", "patch", "GFLOPs", "paper", "card", "counted")]
+    for name, row in CATALOGUE.items():
+        rows.append(
+            (
+                name,
+                f"{row.parameters:,}",
+                f"{row.printed}M",
+                "x".join(map(str, row.patch)),
+                f"{row.gflops:,}",
+                row.paper,
+                f"configs/touchstone/{name}.py",
+                row.reason,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = (1, 2, 4)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
