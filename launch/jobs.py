@@ -124,7 +124,10 @@ def _restore(job: Any, leaf: Leaf) -> None:
     mesh = meshes.alone()
     task = make_task(leaf.experiment)
     state, _ = chosen(leaf, task, mesh)
-    job.restore(task, state)
+    try:
+        job.restore(task, state)
+    except REFUSALS as error:
+        raise SetupError(f"{type(job).__name__}: {told(error)}") from error
 
 
 def _agree(folder: Path, record: Record, asked: Mapping[str, Any], *, force: bool) -> None:

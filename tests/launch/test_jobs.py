@@ -194,6 +194,10 @@ def test_a_job_is_given_the_state_of_the_checkpoint(launch, last_state, tmp_path
     assert "checkpoint: 2 -> 3" in capsys.readouterr().err
     assert launch(work, "steps=3", *keys, "task.noise=1", verb="predict", card=card) == 2
     assert "task.noise: 0.1 -> 1.0" in capsys.readouterr().err
+    narrow = ("eval_every=0", "jobs.predict.ids=('narrow',)")
+    again = {"verb": "predict", "card": card, "flags": ("--force",)}
+    assert launch(work, "steps=3", *narrow, **again) == 2
+    assert "error: Score: the state is too wide" in capsys.readouterr().err
     assert launch(work, "seeds=2", *keys, verb="predict", card=card) == 2
     assert "2 trainings (seed0, seed1)" in capsys.readouterr().err
 

@@ -64,6 +64,8 @@ class Score:
         return self.ids
 
     def restore(self, task: Any, state: Mapping[str, Any]) -> None:
+        if "narrow" in self.ids:
+            raise ValueError("the state is too wide")
         self.width, self.total = task.width, float(abs(state["params"]["first"]).sum())
 
     def run(self, case: str, folder: Path) -> Mapping[str, Any]:
