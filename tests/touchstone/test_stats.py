@@ -135,6 +135,8 @@ def test_a_column_with_gaps_is_a_loop_over_resamples() -> None:
         kept = drawn[~np.isnan(drawn)]
         told = kept.mean() if kept.size else NAN
         np.testing.assert_allclose(means[r, c], told, rtol=1e-13)
+    told = [stats.describe(np.delete(table, case, axis=0)).mean for case in range(12)]
+    np.testing.assert_allclose(stats.left_out_means(table), told, rtol=1e-13)
     assert (counts.sum(1) == 12).all() and (
         stats.draw_counts(12, 5, seed=2, size=30).sum(1) == 30
     ).all()
@@ -244,6 +246,20 @@ def test_groups_are_scipy_s_tests_pair_by_pair() -> None:
         assert pair.p_bonferroni == min(1, 3 * told.pvalue)
         wins = sum((a > b) + 0.5 * (a == b) for a in x for b in y)
         assert pair.superiority == pytest.approx(wins / len(x) / len(y))
+
+
+def test_many_rows_of_groups_are_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    groups = {name: np.round(rng.normal(0, 1, (5, n)), 1) for name, n in
+              [("a", 30), ("b", 12), ("c", 5)]}  # fmt: skip
+    groups["c"][0] = np.arange(5) + 0.123  # no ties: exact in this row, not in the others
+    for values in groups.values():
+        values[4] = 0.5
+    together = stats.compare_many_groups(groups)
+    for row, ours in enumerate(together):
+        assert ours == stats.compare_groups({name: x[row] for name, x in groups.items()})
+    exact = scipy_stats.mannwhitneyu(groups["b"][0], groups["c"][0])
+    assert together[0].pairs[2].p == exact.pvalue and together[4].p == 1
 
 
 def test_groups_of_equal_scores_do_not_differ() -> None:

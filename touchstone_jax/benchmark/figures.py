@@ -154,7 +154,9 @@ def draw_ranks(analysis: Analysis, metric: str) -> Any:
         axis.plot([row["low"], row["high"]], [y, y], color=NOT_BETTER, linewidth=2)
         axis.plot(row["mean_place"], y, "o", color="black", markersize=3)
     axis.set_yticks(range(len(rows)), [row["algorithm"] for row in rows], fontsize=7)
-    axis.set_xlabel(f"place by average {metric.upper()} on the common cases, 95 % of resamples")
+    axis.set_xlabel(
+        f"place by average {metric.upper()}, common cases, 95 % of resamples", fontsize=8
+    )
     return figure
 
 

@@ -13,7 +13,12 @@ from touchstone_jax.benchmark.results import Results, mean_of_there
 from touchstone_jax.benchmark.rows import Row
 from touchstone_jax.benchmark.significance import Panel
 from touchstone_jax.metrics.aggregate import Mean, aggregate
-from touchstone_jax.stats.bootstrap import draw_counts, interval, weighted_means
+from touchstone_jax.stats.bootstrap import (
+    draw_counts,
+    interval,
+    left_out_means,
+    weighted_means,
+)
 from touchstone_jax.stats.describe import Description, describe
 from touchstone_jax.stats.ranks import places
 
@@ -78,9 +83,10 @@ def _resampled(cases: Float[np.ndarray, "algorithm case column"], resamples: int
     """Means of the resamples and of the sample without each case, with macro as last column."""
     algorithms, count, columns = cases.shape
     values = cases.transpose(1, 0, 2).reshape(count, -1)
+    drawn = weighted_means(draw_counts(count, resamples, seed=seed), values)
     found = []
-    for weights in (draw_counts(count, resamples, seed=seed), 1.0 - np.eye(count)):
-        means = weighted_means(weights, values).reshape(-1, algorithms, columns)
+    for flat in (drawn, left_out_means(values)):
+        means = flat.reshape(-1, algorithms, columns)
         macro = mean_of_there(means[..., :-1])
         found.append(np.concatenate([means, macro[..., None]], axis=2))
     return found

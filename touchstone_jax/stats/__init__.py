@@ -8,6 +8,7 @@ from touchstone_jax.stats.bootstrap import (
     bootstrap_means,
     draw_counts,
     interval,
+    left_out_means,
     weighted_means,
 )
 from touchstone_jax.stats.correction import bonferroni, holm
@@ -41,6 +42,7 @@ __all__ = [
     "holm",
     "interval",
     "kendall",
+    "left_out_means",
     "places",
     "rank_stability",
     "signed_rank",

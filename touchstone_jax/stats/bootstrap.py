@@ -46,9 +46,13 @@ def draw_counts(
     for name, value in (("cases", cases), ("resamples", resamples), ("size", size)):
         if value < 1:
             raise ValueError(f"{name}={value}; expected at least 1")
-    drawn = np.random.default_rng(seed).integers(0, cases, (resamples, size))
-    flat = (np.arange(resamples)[:, None] * cases + drawn).ravel()
-    return np.bincount(flat, minlength=resamples * cases).reshape(resamples, cases).astype(float)
+    rng, counts = np.random.default_rng(seed), np.empty((resamples, cases))
+    for start in range(0, resamples, 100):  # what is drawn at once stays in the cache
+        block = counts[start : start + 100]
+        drawn = rng.integers(0, cases, (len(block), size))
+        drawn += np.arange(0, block.size, cases)[:, None]
+        block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
+    return counts
 
 
 def weighted_means(
@@ -56,12 +60,26 @@ def weighted_means(
 ) -> Float[np.ndarray, "resample column"]:
     """The mean of each column under each row of weights without its NaN; NaN of nothing."""
     there = ~np.isnan(values)
-    totals = weights @ np.where(there, values, 0.0)
     # Few patterns of gaps are shared by many columns: the weight of each is summed once.
-    patterns, which = np.unique(there, axis=1, return_inverse=True)
-    sums = weights @ patterns.astype(float)
-    sums[sums == 0] = np.nan
-    return totals / sums[:, which.ravel()]
+    bits = np.ascontiguousarray(np.packbits(there, axis=0).T)
+    patterns: dict[bytes, int] = {}
+    which = [patterns.setdefault(row.tobytes(), len(patterns)) for row in bits]
+    _, first = np.unique(which, return_index=True)
+    known = np.concatenate([np.where(there, values, 0.0), there[:, first]], axis=1)
+    totals, sums = np.split(weights @ known, [len(which)], axis=1)
+    return totals / np.where(sums == 0, np.nan, sums)[:, which]
+
+
+def left_out_means(values: Float[np.ndarray, "case column"]) -> Float[np.ndarray, "case column"]:
+    """The mean of each column without each case in turn (the jackknife); NaN is left out.
+
+    Leaving out a case that the column lacks changes nothing; without its only one it is NaN.
+    """
+    there = ~np.isnan(values)
+    n, known = there.sum(0), np.where(there, values, 0.0)
+    rest = (n - there).astype(float)
+    rest[rest == 0] = np.nan
+    return (known.sum(0) - known) / rest
 
 
 def bootstrap_means(
@@ -89,10 +107,9 @@ def bootstrap_means(
         raise ValueError(
             f"values of shape {values.shape}; expected (cases, columns), finite or NaN"
         )
-    counts = draw_counts(len(values), resamples, seed=seed)
     estimate = weighted_means(np.ones((1, len(values))), values)[0]
-    distribution = weighted_means(counts, values)
-    left_out = weighted_means(1.0 - np.eye(len(values)), values) if method == "bca" else None
+    distribution = weighted_means(draw_counts(len(values), resamples, seed=seed), values)
+    left_out = left_out_means(values) if method == "bca" else None
     low, high = interval(distribution, estimate, left_out, level=level, method=method)
     return Interval(estimate, low, high, distribution)
 
@@ -146,6 +163,7 @@ def _bca(distribution, estimate, left_out, n, tails):
         bias = ndtri(below / (2 * n))
         mean = np.nansum(left_out, axis=0) / (~np.isnan(left_out)).sum(0)
         influence = np.nan_to_num(mean - left_out)  # NaN: the column's only case was left out
-        skew = (influence**3).sum(0) / (6 * (influence**2).sum(0) ** 1.5)
+        square = influence * influence
+        skew = (square * influence).sum(0) / (6 * square.sum(0) ** 1.5)
         shifted = bias + ndtri(tails)[:, None]
         return ndtr(bias + shifted / (1 - skew * shifted))
