@@ -40,7 +40,8 @@ class Stream:
         self.mesh, self.batch_size = mesh, batch_size
         # Local batch i of this host is block i·hosts + index, so that the rows of global batch i
         # are the same for any number of hosts.
-        endless = dataset.shuffle(seed=seed).repeat()
+        # Not truly endless: grain divides the length as a float, which must hold it exactly.
+        endless = dataset.shuffle(seed=seed).repeat(2**53 // max(1, len(dataset)))
         self._local = endless.batch(batch_size // hosts)[jax.process_index() :: hosts]
         self._item = dataset[0]
 

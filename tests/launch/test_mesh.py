@@ -77,6 +77,14 @@ def test_batches_are_a_pure_function_of_the_step() -> None:
         assert real[name].sharding == like.sharding
 
 
+def test_a_batch_of_one_item_a_host() -> None:
+    data = Toy(optimizer=optax.sgd(0.1)).dataset("train")
+    stream = Stream(data, 3, 1, mesh.make(Mesh(data=1)))
+    seen = [int(batch["index"][0]) for batch in stream.batches(0, 80)]
+    assert sorted(seen[:40]) == sorted(seen[40:]) == list(range(40)) and seen[:40] != seen[40:]
+    assert int(stream[2**31 - 1]["index"][0]) in range(40)
+
+
 def test_feed_keeps_file_order_and_marks_what_it_repeats() -> None:
     feed = feeder(5, mesh.make(Mesh()))  # 5 becomes 8, a row a device
     batches = list(feed(Toy(optimizer=optax.sgd(0.1)).dataset("test")))
