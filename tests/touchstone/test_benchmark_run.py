@@ -25,6 +25,7 @@ from touchstone_jax.benchmark.rows import COLUMNS
 from touchstone_jax.benchmark.run import write as write_analysis
 from touchstone_jax.metrics import aggregate
 
+ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = Options(resamples=200, sizes=(10, 20, 100))
 
 
@@ -307,6 +308,34 @@ def test_one_algorithm_alone_has_tables_and_a_page_but_no_tests(tmp_path: Path) 
     assert not (tmp_path / "significance_dsc.png").exists()
 
 
+def _lacks_an_organ(table: np.ndarray) -> None:
+    table[:, 1, :, 0] = np.nan
+
+
+def _one_case(table: np.ndarray) -> None:
+    table[:, :, 2:] = np.nan
+
+
+def _all_equal(table: np.ndarray) -> None:
+    table[:] = 0.5
+
+
+@pytest.mark.parametrize("spoil", [_lacks_an_organ, _one_case, _all_equal])
+def test_odd_results_are_analysed_without_a_warning(spoil, folder: Path, tmp_path: Path) -> None:
+    table = scores()
+    spoil(table)
+    results = read_results(write(tmp_path / "r", table, absent=()))
+    metadata = read_metadata(folder / "meta.csv", results.cases)
+    found = analyse(results, metadata, against=results, options=OPTIONS)
+    assert len(found.tables["tables"]) == 2 * 4 * 5
+    shown = _Page(page(found, "odd")).tables["board-dsc-common"]
+    assert len(shown) == 1 + 4 + 1
+    for row in found.tables["shift"]:
+        assert row["drop"] == 0 and row["place"] == row["place_other"]
+    for row in _rows(found, "tables", organ="aorta", algorithm="SegVol", metric="dsc"):
+        assert np.isnan(row["mean"]) == (row["n"] == 0) == (spoil is _lacks_an_organ)
+
+
 def test_same_results_same_files(analysis: Analysis, folder: Path, out: Path) -> None:
     results = read_results(folder / "results")
     metadata = read_metadata(folder / "meta.csv", results.cases)
@@ -337,18 +366,32 @@ def test_a_tidy_table_gives_the_same_results(folder: Path, tmp_path: Path) -> No
 # ---------------------------------------------------------------- the verb
 
 
-def test_the_verb_writes_everything(
+def _guide(kind: str) -> str:
+    """The first block of that kind in the guide."""
+    text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    return re.search(rf"^```{kind}\n(.*?)^```", text, re.M | re.S)[1]
+
+
+def test_the_guide_s_command_writes_everything(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--results", str(folder / "results"), "--out", str(tmp_path / "new" / "out")]
-    arguments += ["--metadata", str(folder / "meta.csv"), "--split", "test"]
-    arguments += ["--against", str(folder / "other")]
-    assert main(["benchmark", *arguments]) == 0
+    places = {"RESULTS": folder / "results", "OUT": tmp_path / "new" / "out"}
+    places["metadata.csv"] = folder / "meta.csv"
+    words = _guide("").removeprefix("python -m launch ").split()
+    words = [str(places.get(word, word)) for word in words]
+    assert main([*words, "--split", "test", "--against", str(folder / "other")]) == 0
     said = capsys.readouterr()
     assert f"4 algorithms, {CASES // 4} cases" in said.out and "benchmark 0/" in said.err
     rows = _csv(tmp_path / "new" / "out" / "tables.csv")
     assert {row["n"] for row in rows if row["organ"] == "aorta"} == {str(CASES // 4)}
     assert len(_csv(tmp_path / "new" / "out" / "shift.csv")) == 2 * 4 * 5
+
+
+def test_the_guide_s_python_runs(folder: Path) -> None:
+    names: dict = {}
+    code = _guide("python").replace("RESULTS", str(folder / "results")).replace("2000", "200")
+    exec(compile(code, "docs/benchmark.md", "exec"), names)
+    assert len(names["found"].tables["tables"]) == 2 * 4 * 5
 
 
 @pytest.mark.parametrize(
