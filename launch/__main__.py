@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launch import benchmark, card, data
+from launch import benchmark, card, data, models
 from launch.experiment import SetupError
 from launch.workdir import finished, no_space, probe, refuse_changes
 
@@ -26,7 +26,8 @@ verbs:
   benchmark turn the scores of many algorithms (--results) into tables, tests and one page
             (--out), or say what is missing from a newcomer's folder (--check); needs no card
   data      fetch a named data set and print its folder; without a name: list them
-  list      list the cards below a folder (default: configs)
+  list      list the cards below a folder (default: configs); --models: the networks
+  convert   start a card's training from an original's weights (--weights FILE, --prefix KEYS)
 
 --config FILE.py[:ARGUMENT] names the card; --config.KEY=VALUE changes one of its values, e.g.
 --config.optimizer.learning_rate=0.01, --config.seeds=5. It holds for all runs, so it is refused
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="explain: of which split (default: the first test split); benchmark: of the metadata",
     )
     benchmark.add_arguments(parser)
+    models.add_arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 
@@ -186,7 +188,18 @@ def _data(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int
     return 0
 
 
+def _convert(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    leaves = _leaves(options, overrides)
+    _needs_task(options, leaves)
+    return models.convert(leaves, options)
+
+
 def _list(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int:
+    if options.models:
+        if options.folder:
+            raise SetupError(f"list --models takes no argument {options.folder!r}")
+        models.show()
+        return 0
     folders = [Path(options.folder or "configs")]
     if not folders[0].is_dir() and options.folder is None:
         folders = card.installed()
@@ -215,11 +228,13 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
 CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict", "report")
 BELONGS = {
     "folder": ("list", "data"),
-    "config": CARDS,
-    "workdir": (*CARDS, "data"),
+    "config": (*CARDS, "convert"),
+    "workdir": (*CARDS, "convert", "data"),
     "force": CARDS,
     "count": ("explain",),
     "split": ("explain", "benchmark"),
+    "models": ("list",),
+    **dict.fromkeys(("weights", "prefix"), ("convert",)),
     **dict.fromkeys(("results", "metadata", "against", "out", "check", "data"), ("benchmark",)),
 }
 VERBS = {
@@ -233,6 +248,7 @@ VERBS = {
     "benchmark": benchmark.benchmark,
     "data": _data,
     "list": _list,
+    "convert": _convert,
 }
 
 

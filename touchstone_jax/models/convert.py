@@ -79,8 +79,8 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
     Args:
         name: a key of `touchstone_jax.models.MODELS`.
         arrays: the original's key -> array.
-        **config: arguments of `create` other than those that the arrays tell (in_channels,
-            num_classes), e.g. the plan's kernels and strides.
+        **config: arguments of `create` that the arrays do not tell. They tell in_channels and
+            num_classes, and of nnU-Net's networks all that follows from a plan.
 
     Raises:
         ValueError: unknown name, or keys that are missing, unexpected or of the wrong shape, or
@@ -198,12 +198,12 @@ def _layout(module: nnx.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     return next((LAYOUTS[t] for t in type(module).__mro__ if t in LAYOUTS), {})
 
 
-def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, object]) -> dict[str, int]:
+def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, object]) -> dict[str, Any]:
     """Arguments of the network that shapes of arrays tell."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     family = getattr(MODELS[name], "func", MODELS[name])
-    told = {}
+    told = dict(family.torch_stages(arrays))
     for argument, (key, axis) in family.torch_sizes.items():
         if argument in config:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +11,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from touchstone_jax.layers import SLOPE, ConvNormAct, Triple
-from touchstone_jax.models.unet import NNUNET_COPIES, NNUNET_NAMES, WIDTHS, renamed, way_up_of
+from touchstone_jax.models.unet import (
+    NNUNET_COPIES,
+    NNUNET_NAMES,
+    WIDTHS,
+    renamed,
+    stages_of,
+    way_up_of,
+)
 from touchstone_jax.models.ushape import UShape, check, per_stage, stages
 
 BLOCKS = (1, 3, 4, 6, 6, 6)
@@ -107,6 +114,18 @@ class ResEncUNet(UShape):
             inputs = width
         way_up = way_up_of(num_classes, widths, kernels, strides, decoder_convs, how)
         super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
+
+    @staticmethod
+    def torch_stages(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Widths, kernels, strides and blocks of nnU-Net's state dict."""
+        found = stages_of(arrays, "encoder.stages.{}.blocks.0.conv1.conv.weight")
+        blocks = []
+        for level in range(len(found.get("widths", ()))):
+            name, count = f"encoder.stages.{level}.blocks.{{}}.conv1.conv.weight", 0
+            while name.format(count) in arrays:
+                count += 1
+            blocks.append(count)
+        return {**found, "blocks": tuple(blocks)} if blocks else {}
 
     def torch_name(self, path: str) -> str:
         """Name in nnU-Net's state dict of the module at our slash ``path``."""

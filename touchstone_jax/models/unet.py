@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from touchstone_jax.layers import Conv, ConvNormAct, Triple, UpConv
@@ -77,10 +78,37 @@ class UNet(UShape):
         way_up = way_up_of(num_classes, widths, kernels, strides, decoder_convs, how)
         super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
 
+    @staticmethod
+    def torch_stages(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Widths, kernels and strides of nnU-Net's state dict."""
+        return stages_of(arrays, "encoder.stages.{}.0.convs.0.conv.weight")
+
     def torch_name(self, path: str) -> str:
         """Name in nnU-Net's state dict of the module at our slash ``path``."""
         names = ((r"^encoder/(\d+)/layers/(\d+)", r"encoder.stages.\1.0.convs.\2"), *NNUNET_NAMES)
         return renamed(path, names)
+
+
+def stages_of(arrays: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Widths, kernels and strides of a state dict of the second nnU-Net.
+
+    Args:
+        arrays: key -> anything with a shape.
+        key: of the first convolution of an encoder stage, {} for the number of the stage.
+    """
+    count = 0
+    while key.format(count) in arrays:
+        count += 1
+    shapes = [np.shape(arrays[key.format(i)]) for i in range(count)]
+    ups = [f"decoder.transpconvs.{count - 1 - i}.weight" for i in range(1, count)]
+    if not all(up in arrays for up in ups):
+        return {}  # which keys are missing is told elsewhere
+    strides = [np.shape(arrays[up])[2:] for up in ups]
+    return {
+        "widths": tuple(shape[0] for shape in shapes),
+        "kernels": tuple(shape[2:] for shape in shapes),
+        "strides": ((1, 1, 1), *strides),
+    }
 
 
 def units(

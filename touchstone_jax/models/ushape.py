@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,12 @@ class UShape(nnx.Module):
     def divisor(self) -> Triple:
         """Of what the sides (x, y, z) of a volume must be multiples."""
         return tuple(math.prod(s[axis] for s in self.strides) for axis in range(3))
+
+    @staticmethod
+    def torch_stages(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that several arrays of the original's state dict tell together."""
+        del arrays
+        return {}
 
     def torch_name(self, path: str) -> str:
         """Name in the original's state dict of the module at our slash ``path``."""

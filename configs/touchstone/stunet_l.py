@@ -1,0 +1,52 @@
+"""STU-Net-L, 440 million parameters (Huang et al. 2023).
+
+Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
+          python -m launch VERB --config configs/touchstone/stunet_l.py --workdir runs/stunet_l
+Argument  folder of another prepared data set: stunet_l.py:DIR
+Weights   of the original: python -m launch convert --config … --workdir … --weights FILE
+Note      kernels of 3 and halvings of all axes, whatever the plan
+Size      the published one; not yet trained here, so no expected score
+"""
+
+from ml_collections import ConfigDict
+
+PATCH = (128, 128, 128)
+
+
+def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
+    """The card; `arg` is the folder that the verb prepare made."""
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "touchstone_jax.tasks:Segmenter",
+            "data": arg,
+            "model": {"name": "stunet_l", "dtype": "bfloat16", "remat": True},
+            "patch": PATCH,
+            "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
+            "validation": 0.05,
+            "seed": 0,
+        }
+    )
+    config.steps = 500_000
+    config.batch_size = 2
+    config.optimizer = ConfigDict(
+        {
+            "name": "sgd",
+            "learning_rate": 1e-2,
+            "schedule": "poly",
+            "momentum": 0.99,
+            "nesterov": True,
+            "weight_decay": 3e-5,
+            "decay_all": True,
+            "clip_norm": 12.0,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.eval_every = 5_000
+    config.eval_batch_size = 2
+    config.checkpoint = ConfigDict({"every": 1_000, "keep": 1})
+    config.jobs = ConfigDict()
+    config.jobs.predict = ConfigDict(
+        {"name": "touchstone_jax.jobs:Predict", "data": "data:example-ct", "mirror": (1, 2)}
+    )
+    return config
