@@ -1,0 +1,231 @@
+"""Reports of a folder of CTs with masks, in the form that the launcher runs.
+
+Each case's folder gets ``report.txt``, ``report.json``, ``findings.jsonl`` and a picture of every
+lesion; the job's folder gets ``reports.csv``, ``measurements.json``, ``metadata.csv``,
+``statistics.json`` and all findings.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from touchstone_jax.case_files import volumes
+from touchstone_jax.findings import (
+    ALLOWABLE,
+    Finding,
+    VolumeError,
+    read_findings,
+    write_findings,
+)
+from touchstone_jax.fingerprints import OverCases, hash_of
+from touchstone_jax.io import read_ct
+from touchstone_jax.report import check_rules
+from touchstone_jax.report.case import report_case
+from touchstone_jax.report.endpoint import Endpoint
+from touchstone_jax.report.masks import Masks
+from touchstone_jax.report.metadata import metadata_row, write_metadata
+from touchstone_jax.report.narrative import narrative
+from touchstone_jax.report.pictures import draw_lesions
+from touchstone_jax.report.schema import Report as Measured
+from touchstone_jax.report.statistics import statistics
+from touchstone_jax.report.write import write_report
+
+VERSION = 1
+"""Of what `run` writes; a change makes every case new."""
+
+
+class Report(OverCases):
+    """Write the structured report of every case.
+
+    Args:
+        data: folder of the CTs, in a layout of `touchstone_jax.layouts`.
+        layout: of `touchstone_jax.layouts`.
+        masks: folder with ``<case>/<segmentations>/<name>.nii.gz``; None for ``data``.
+        segmentations: folder of the masks inside a case's; "predictions" for what `predict` wrote.
+        rules: "corrected" or "published", see `touchstone_jax.report`.
+        min_component_mm3: smallest lesion, in mm³; 0 keeps every voxel.
+        phases: CSV with the columns "BDMAP ID" (or "Case") and "CT Phase"; None if unknown.
+        pictures: draw the slice of each lesion with its diameters.
+        narrative: write ``narrative.txt`` as well, running text from a template.
+        endpoint: keywords of `touchstone_jax.report.endpoint.Endpoint`, which adapts the style of
+            the narrative; None, and no connection is ever made.
+        allow: checks of `touchstone_jax.findings.ALLOWABLE` that are no errors, such as
+            "missing_mask".
+        fingerprints: tell a changed case by the "content" of its files, or by "stat".
+
+    Raises:
+        FileNotFoundError: no such folder or CSV, or no case.
+        ValueError: an unknown or illegal value.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        *,
+        layout: str = "auto",
+        masks: str | None = None,
+        segmentations: str = "segmentations",
+        rules: str = "corrected",
+        min_component_mm3: float = 10.0,
+        phases: str | None = None,
+        pictures: bool = True,
+        narrative: bool = False,
+        endpoint: Mapping[str, Any] | None = None,
+        allow: Sequence[str] = (),
+        fingerprints: str = "content",
+    ) -> None:
+        check_rules(rules)
+        if isinstance(min_component_mm3, bool) or not 0 <= min_component_mm3 < 1e6:
+            raise ValueError(f"min_component_mm3={min_component_mm3}; expected 0..1000000 mm³")
+        for check in allow:
+            if check not in ALLOWABLE:
+                raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
+        if Path(segmentations).name != segmentations or not segmentations:
+            raise ValueError(f"segmentations={segmentations!r}; expected the name of a folder")
+        self._endpoint = None if endpoint is None else Endpoint(**endpoint)
+        if self._endpoint is not None and not narrative:
+            raise ValueError("endpoint has no effect without narrative=True")
+        self._rules, self._smallest = rules, float(min_component_mm3)
+        self._pictures, self._narrative, self._allow = pictures, narrative, tuple(allow)
+        self._phases = {} if phases is None else read_phases(phases)
+        super().__init__(data, layout, None, fingerprints)
+        root = None if masks is None else Path(masks)
+        if root is not None and not root.is_dir():
+            raise FileNotFoundError(f"masks {root}: no such folder")
+        for case in self._cases.values():
+            folder = (root / case.id if root else case.ct.parent) / segmentations
+            found = tuple(sorted(volumes(folder).items()))
+            self._cases[case.id] = replace(case, masks=found, label_map=None)
+
+    def fingerprint(self, case: str) -> str:
+        """Hash of the case's files and phase, and of the version of the code."""
+        how = [self._rules, self._smallest, self._phases.get(case, ""), VERSION]
+        return hash_of([self.hash_files(self._cases[case]), *how])
+
+    def run(self, case: str, folder: Path) -> dict[str, Any]:
+        """Report one case into ``folder``; numbers of lesions, errors and warnings.
+
+        A CT that cannot be read gives a report that says so; a missing or unusable mask makes its
+        organ unknown. Both are errors in ``findings.jsonl``.
+
+        Raises:
+            VolumeError: under "published", a mask that the released generator cannot do without.
+        """
+        files = self._cases[case]
+        try:
+            ct = read_ct(files.ct, case=case)
+        except VolumeError as error:
+            write_findings(folder / "findings.jsonl", [error.finding])
+            text = (
+                f"FINDINGS: \nNot assessed: {error.finding.message}.\n\nIMPRESSION:\nNot assessed."
+            )
+            (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
+            return {"lesions": 0, "errors": 1, "warnings": 0}
+        masks = Masks(case, dict(files.masks), ct.geometry, ct.array.shape)
+        masks.findings += ct.notes
+        report = report_case(
+            ct,
+            masks,
+            case=case,
+            rules=self._rules,
+            min_component_mm3=self._smallest,
+            phase=self._phases.get(case),
+        )
+        findings = [_allowed(f, self._allow) for f in masks.findings]
+        self._write(report, findings, folder)
+        if self._pictures:
+            draw_lesions(ct, report, folder)
+        errors = sum(f.severity == "error" for f in findings)
+        lesions = sum(len(organ.lesions) for organ in report.organs)
+        return {"lesions": lesions, "errors": errors, "warnings": len(findings) - errors}
+
+    def _write(self, report: Measured, findings: Sequence[Finding], folder: Path) -> None:
+        write_findings(folder / "findings.jsonl", findings)
+        text = write_report(report)
+        (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
+        _write_json(folder / "report.json", report.to_json())
+        if self._narrative:
+            told = narrative(report)
+            if self._endpoint is not None:
+                told = self._endpoint.adapt(told, case=report.case)
+            (folder / "narrative.txt").write_text(told + "\n", encoding="utf-8")
+        write_metadata(folder / "metadata.csv", [metadata_row(report, text)])
+
+    def finish(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """Write the files about all cases.
+
+        Raises:
+            ValueError: there are errors; how many, and the first.
+        """
+        cases = [row["case"] for row in rows]
+        texts = {c: (folder / c / "report.txt").read_text(encoding="utf-8")[:-1] for c in cases}
+        write_reports(folder / "reports.csv", texts)
+        measured = {c: _read_json(folder / c / "report.json") for c in cases}
+        measured = {c: content for c, content in measured.items() if content is not None}
+        _write_json(folder / "measurements.json", measured)
+        _write_json(folder / "statistics.json", statistics(measured, texts))
+        table = []
+        for case in cases:
+            path = folder / case / "metadata.csv"
+            if path.is_file():
+                with path.open(encoding="utf-8", newline="") as file:
+                    table += list(csv.DictReader(file))
+        write_metadata(folder / "metadata.csv", table)
+        told = [f for c in cases for f in read_findings(folder / c / "findings.jsonl")]
+        write_findings(folder / "findings.jsonl", told)
+        errors = [finding for finding in told if finding.severity == "error"]
+        if errors:
+            bad = len({finding.case for finding in errors})
+            raise ValueError(
+                f"{len(errors)} errors in {bad} of {len(rows)} cases, all in "
+                f"{folder / 'findings.jsonl'}; the first: {errors[0]}"
+            )
+
+
+def _allowed(finding: Finding, allow: Sequence[str]) -> Finding:
+    return replace(finding, severity="warning") if finding.check in allow else finding
+
+
+def write_reports(path: Path, texts: Mapping[str, str]) -> None:
+    """Write the table of the columns Case and Report."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["Case", "Report"])
+        table.writerows(texts.items())
+
+
+def read_phases(path: str | Path) -> dict[str, str]:
+    """Case to phase from a CSV with the columns "BDMAP ID" or "Case", and "CT Phase".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column is missing, or two rows disagree on a case.
+    """
+    found: dict[str, str] = {}
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        names = rows.fieldnames or []
+        key = next((name for name in ("BDMAP ID", "Case") if name in names), None)
+        if key is None or "CT Phase" not in names:
+            raise ValueError(
+                f"{path}: columns {names}; expected 'BDMAP ID' (or 'Case'), 'CT Phase'"
+            )
+        for row in rows:
+            case, phase = (row[key] or "").strip(), (row["CT Phase"] or "").strip()
+            if phase and found.setdefault(case, phase) != phase:
+                raise ValueError(f"{path}: {case} has the phases {found[case]!r} and {phase!r}")
+    return found
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
