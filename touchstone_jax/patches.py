@@ -165,9 +165,11 @@ def random_patches(
 
 
 def tiles(prepared: PreparedSet, cases: Sequence[str], patch: Triple) -> grain.MapDataset:
-    """Blocks side by side that cover every voxel of the cases once; `item` with its "case" number.
+    """Blocks that cover every voxel of the cases once; `item` with its "case" number.
 
-    Arguments as for `random_patches`.
+    The last block along an axis begins early enough to end with the volume; what its neighbour
+    covers is `IGNORE` in it. A network with instance norms would see another image if the block
+    were filled up with zeros instead. Arguments as for `random_patches`.
     """
     import grain
 
@@ -176,11 +178,16 @@ def tiles(prepared: PreparedSet, cases: Sequence[str], patch: Triple) -> grain.M
     for number, case in enumerate(cases):
         shape = opened(case).shape
         grids = (range(0, n, p) for n, p in zip(shape, patch, strict=True))
-        places += [(number, case, start) for start in itertools.product(*grids)]
+        places += [(number, case, new) for new in itertools.product(*grids)]
 
     def read(place: tuple[int, str, Triple]) -> Item:
-        number, case, start = place
-        made = item(opened(case), start, patch, labels)
+        number, case, new = place
+        volume = opened(case)
+        ends = zip(new, volume.shape, patch, strict=True)
+        start = [max(min(first, n - p), 0) for first, n, p in ends]
+        made = item(volume, start, patch, labels)
+        for axis, (first, begin) in enumerate(zip(new, start, strict=True)):
+            np.moveaxis(made["labels"], axis, 0)[: first - begin] = IGNORE
         return {**made, "case": np.int32(number)}
 
     return grain.MapDataset.source(places).map(read)

@@ -17,31 +17,34 @@ def get_config(arg: str = "runs/phantom_smoke") -> ConfigDict:
             "name": "touchstone_jax.tasks:Segmenter",
             "data": f"{arg}/prepare",
             "model": {"name": "unet", "widths": (8, 16, 32, 32)},
-            "patch": (64, 48, 48),
+            "patch": (48, 48, 48),
             "augmentation": {"preset": "none"},
             "batch_dice": True,
-            "foreground": 0.0,
+            "foreground": 0.5,
             "validation": 0.1,
             "val_patches": 4,
             "ema": 0.0,
             "seed": 0,
         }
     )
-    config.steps = 240
-    config.batch_size = 2
+    config.steps = 400
+    config.batch_size = 1
     config.optimizer = ConfigDict(
         {
             "name": "adamw",
             "learning_rate": 1e-2,
             "schedule": "cosine",
             "warmup_steps": 20,
+            # Gradients fall tenfold in these few steps; 0.999 would remember the first ones.
+            "beta2": 0.99,
             "weight_decay": 1e-4,
             "clip_norm": 12.0,
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1})
     config.log_every = 20
-    config.eval_every = 120
+    config.eval_every = 200
+    config.eval_batch_size = 1
     config.checkpoint = ConfigDict({"every": 100, "keep": 1})
     config.jobs = ConfigDict()
     config.jobs.prepare = ConfigDict(
@@ -59,7 +62,7 @@ def get_config(arg: str = "runs/phantom_smoke") -> ConfigDict:
         {
             "name": "touchstone_jax.jobs:Predict",
             "data": f"{arg}/phantoms/test",
-            "overlap": 0.25,
+            "overlap": 0.5,
         }
     )
     config.jobs.evaluate = ConfigDict(

@@ -26,10 +26,10 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "data": f"{arg}/prepare",
             "model": {
                 "name": "unet",
-                "widths": (8, 16, 32, 32),  # (32, 64, 128, 256, 320, 320)
+                "widths": (8, 16, 32, 64),  # (32, 64, 128, 256, 320, 320)
                 "dtype": "float32",  # bfloat16
             },
-            "patch": (64, 64, 64),  # None: the plan's, from jobs.prepare.patch_voxels
+            "patch": (48, 48, 48),  # None: the plan's, from jobs.prepare.patch_voxels
             "margin": 0,  # 16: rotations turn real voxels into view
             # The example's one CT is all there is to learn, so nothing is changed. {"preset":
             # "nnunet", "mirror_axes": (1, 2)}: not along x, where left and right kidney would
@@ -37,7 +37,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "augmentation": {"preset": "none"},
             "batch_dice": True,  # False where patches hold most organs, as those of 128 voxels do
             "smooth": 1e-5,
-            "foreground": 0.33,
+            "foreground": 0.5,  # 0.33
             "per_case": 16,  # patches of a case in an epoch; 1 where there are many cases
             # Share of the cases, or their ids. The one case that there is also trains.
             "validation": ("TS_full_3mm",),  # 0.05
@@ -46,8 +46,8 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "seed": 0,
         }
     )
-    config.steps = 300  # 250_000
-    config.batch_size = 2
+    config.steps = 600  # 250_000
+    config.batch_size = 1  # 2
     config.optimizer = ConfigDict(
         {
             # nnU-Net: "sgd", 1e-2, "poly", momentum 0.99, nesterov True, weight_decay 3e-5,
@@ -57,6 +57,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "schedule": "cosine",
             "warmup_steps": 20,
             "power": 0.9,
+            "beta2": 0.99,  # gradients fall tenfold: 0.999 would remember the first for all steps
             "momentum": 0.99,
             "nesterov": True,
             "weight_decay": 1e-4,
@@ -64,10 +65,10 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "clip_norm": 12.0,
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1})  # data -1: all devices share the batch
     config.log_every = 20
-    config.eval_every = 100  # 5_000
-    config.eval_batch_size = 2
+    config.eval_every = 200  # 5_000
+    config.eval_batch_size = 1
     config.checkpoint = ConfigDict({"every": 100, "keep": 1, "best": "", "best_mode": "max"})
     config.seed = 0
     config.seeds = 1
@@ -82,8 +83,8 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "data": DATA,
             "layout": "auto",
             "labels": "abdomenatlas_1.0",  # abdomenatlas_1.1: 25 classes
-            "spacing_mm": (3.0, 3.0, 3.0),  # None: the median of the data set
-            "patch_voxels": 64**3,  # 128**3
+            "spacing_mm": (4.0, 4.0, 4.0),  # None: the median of the data set
+            "patch_voxels": 48**3,  # 128**3
             "samples": 2000,
         }
     )
