@@ -11,22 +11,9 @@ from flax import nnx
 from isnet_jax import distill
 from isnet_jax.isnet import variables
 from isnet_jax.models.resnet import ResNet
-from isnet_jax.models.simple_cnn import SimpleCNN
+from tests.isnet.baseline_cases import cnn, directional, fast_jit, in_float64, inner, random_like
 
-_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 B, SIDE, K = 3, 5, 3
-
-
-def cnn(seed, widths=(2, 3), norm=True, pooled=1):
-    model = SimpleCNN(
-        num_classes=K, in_channels=2, widths=widths, norm=norm, pooled=pooled, rngs=nnx.Rngs(seed)
-    )
-    for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        if path[-1] == "bias":  # they start at 0, where they cannot be told from left out
-            draw = jax.random.normal(jax.random.key(len(path) + seed), value.shape)
-            value.set_value(0.3 * draw)
-    nnx.update(model, jax.tree.map(lambda a: a.astype(jnp.float64), nnx.state(model)))
-    return model
 
 
 @pytest.fixture
@@ -74,7 +61,7 @@ def test_lrp_with_an_epsilon_a_sample_equals_messages_between_layers(images, nor
     model, method = cnn(1, norm=norm), distill.Distillation()
     epsilon, classes = jnp.asarray([0.01, 0.05, 0.3]), jnp.asarray([2, 0, 1])
     ours = distill.side(model, method)
-    seen = _jit(
+    seen = fast_jit(
         lambda variables, x: distill.explained(
             ours, variables, x, method, training=False, classes=classes, epsilon=epsilon
         )
@@ -93,7 +80,7 @@ def test_other_maps_from_their_definitions(images):
     def seen(target):
         method = distill.Distillation(target)
         ours = distill.side(model, method)
-        return _jit(
+        return fast_jit(
             lambda variables, x: (
                 distill.explained(ours, variables, x, method, training=False, classes=classes).value
             )
@@ -153,11 +140,12 @@ def slow_distance(s, t, scales):
 def test_pyramid_distance(x64, shape, scales):
     assert distill.pyramid_scales(shape) == scales
     s, t = np.random.default_rng(0).normal(size=(2, 2, *shape, 3))
-    ours = distill.pyramid_distance(jnp.asarray(s), jnp.asarray(t))
+    distance = fast_jit(distill.pyramid_distance)
+    ours = distance(jnp.asarray(s), jnp.asarray(t))
     np.testing.assert_allclose(ours, slow_distance(s, t, scales), rtol=1e-12)
-    scaled = distill.pyramid_distance(jnp.asarray(7 * s), jnp.asarray(7 * t))
+    scaled = distance(jnp.asarray(7 * s), jnp.asarray(7 * t))
     np.testing.assert_allclose(scaled, ours, rtol=1e-8)
-    swapped = distill.pyramid_distance(jnp.asarray(t), jnp.asarray(s))
+    swapped = distance(jnp.asarray(t), jnp.asarray(s))
     np.testing.assert_allclose(swapped, ours, rtol=1e-12)
 
 
@@ -167,11 +155,12 @@ def test_scales_of_the_paper():
 
 def test_distance_of_zero_maps_is_finite_with_its_gradient(x64):
     zero, some = jnp.zeros((1, 8, 8, 1)), jnp.ones((1, 8, 8, 1))
+    both = fast_jit(jax.value_and_grad(lambda s, t: distill.geometric_l1(s, t).sum()))
     for s, t, expected in ((zero, zero, 0), (some, some, 0), (zero, some, 1e10)):
-        value, slope = jax.value_and_grad(lambda s, t=t: distill.geometric_l1(s, t).sum())(s)
+        value, slope = both(s, t)
         np.testing.assert_allclose(value, expected)
         assert np.isfinite(slope).all()
-    assert np.isnan(distill.geometric_l1(some * jnp.nan, some)).all()  # a NaN is not hidden
+    assert np.isnan(both(some * jnp.nan, some)[0])  # a NaN is not hidden
 
 
 def test_output_distance(x64):
@@ -188,17 +177,6 @@ def test_output_distance(x64):
 # ---------------------------------------------------------------- the objective
 
 
-def richardson(f, at, direction, h=2e-5):
-    """Directional derivative, error O(h^4)."""
-
-    def central(h):
-        plus = jax.tree.map(lambda p, d: p + h * d, at, direction)
-        minus = jax.tree.map(lambda p, d: p - h * d, at, direction)
-        return (f(plus) - f(minus)) / (2 * h)
-
-    return (4 * central(h / 2) - central(h)) / 3
-
-
 @pytest.mark.parametrize("target", distill.TARGETS)
 def test_gradient_against_differences(images, target):
     student, teacher = cnn(3), cnn(4)
@@ -206,7 +184,7 @@ def test_gradient_against_differences(images, target):
     ours, other = sides_of(student, teacher, method)
     params, rest = variables(student)
 
-    @_jit
+    @fast_jit
     def both(params, rest, x, teacher_variables, rng):
         def loss(p):
             return distill.objective(
@@ -219,19 +197,16 @@ def test_gradient_against_differences(images, target):
         return float(both(p, rest, images, other[1], jax.random.key(1))[0][0])
 
     (loss, (_, updated)), grads = both(params, rest, images, other[1], jax.random.key(1))
-    keys = iter(jax.random.split(jax.random.key(9), 100))
-    way = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape, p.dtype), params)
-    told = sum(
-        float((a * b).sum()) for a, b in zip(*map(jax.tree.leaves, (grads, way)), strict=True)
-    )
+    way = random_like(params)
     assert loss > 0
-    assert told == pytest.approx(richardson(value, params, way), rel=1e-6, abs=1e-9)
+    told = directional(value, params, way)
+    assert inner(grads, way) == pytest.approx(told, rel=1e-6, abs=1e-9)
     # Batch statistics were used: the averages moved.
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (rest, updated)), strict=True))
 
 
 def terms_of(
-    student, teacher, method, batch, rng=None, training=False, cached=False, compiled=_jit
+    student, teacher, method, batch, rng=None, training=False, cached=False, compiled=fast_jit
 ):
     ours, other = sides_of(student, teacher, method)
 
@@ -303,7 +278,7 @@ def test_vmap_over_images_equals_the_batch(images):
     student, teacher, method = cnn(3), cnn(4), distill.Distillation()
     whole, _ = terms_of(student, teacher, method, {"image": images})
     one = partial(terms_of, student, teacher, method, compiled=lambda f: f)
-    each = _jit(jax.vmap(lambda x: one({"image": x})[0]["loss"]))(images[:, None])
+    each = fast_jit(jax.vmap(lambda x: one({"image": x})[0]["loss"]))(images[:, None])
     np.testing.assert_allclose(each[:, 0], whole["loss"], rtol=1e-10)
 
 
@@ -312,8 +287,9 @@ def test_vmap_over_images_equals_the_batch(images):
 
 def test_teacher_head_is_copied_frozen_and_adapted(images):
     narrow, teacher = cnn(3, widths=(2, 2)), cnn(4, widths=(2, 3))
-    student = distill.with_teacher_head(narrow, teacher, rngs=nnx.Rngs(0))
-    nnx.update(student, jax.tree.map(lambda a: a.astype(jnp.float64), nnx.state(student)))
+    student = in_float64(lambda: distill.with_teacher_head(narrow, teacher, rngs=nnx.Rngs(0)))
+    given = distill.with_teacher_head(narrow, teacher, rngs=nnx.Rngs(0))
+    nnx.update(student.classifier, nnx.state(given.classifier))
     assert narrow.classifier.in_features == 2  # untouched
     np.testing.assert_array_equal(student.classifier.kernel[...], teacher.classifier.kernel[...])
     assert student.average.adapter.kernel[...].shape == (1, 1, 2, 3)
@@ -322,7 +298,7 @@ def test_teacher_head_is_copied_frozen_and_adapted(images):
     ours, other = sides_of(student, teacher, method)
     assert ours.layer == "average/adapter"
     params, rest = variables(student)
-    grads = _jit(
+    grads = fast_jit(
         jax.grad(lambda p: distill.objective(ours, p, rest, {"image": images}, method, other)[0])
     )(params)
     assert all((g == 0).all() for g in jax.tree.leaves(grads["classifier"]))
