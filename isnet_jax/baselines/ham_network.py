@@ -42,9 +42,14 @@ class FovealAttention(nnx.Module):
         features: channels c >= 4.
         reduction: of the channel gate's hidden layer.
         rngs: initialisation.
+
+    Raises:
+        ValueError: fewer than 4 channels.
     """
 
     def __init__(self, features: int, reduction: int = 8, *, rngs: nnx.Rngs) -> None:
+        if features < 4:
+            raise ValueError(f"HAM attention: features={features}; needs at least 4 to quarter")
         inner = features // 4
         hidden = max(inner // reduction, 1)
         self.enter = Conv(features, inner, (3, 3), padding=1, norm=True, rngs=rngs)

@@ -46,9 +46,9 @@ def ham_net():
     return ham_network.HAMNet(
         num_classes=2,
         in_channels=2,
-        depths=(1, 1, 1, 1),
+        depths=(1,),  # the dilated stages have no formula of their own
         block="basic",
-        width=1,
+        width=4,
         stem="small",
         head=3,
         rngs=nnx.Rngs(1),
@@ -73,6 +73,7 @@ CASES = {
     "pgi": (plain, pgi.PGI(), pgi.objective),
     "group_dro": (plain, group_dro.GroupDRO(), group_dro.objective),
     "ham": (ham_net, ham.HAM(bound=0.1, union=0.1), ham.objective),
+    "ham_heads": (ham_net, ham.HAM(bound=0, union=0, supervision=0), ham.objective),
     "ag_sononet": (sononet, ag_sononet.ERM(), ag_sononet.objective),
     "multitask_unet": (multitask, multitask_unet.MultiTask(), multitask_unet.objective),
     "segmenter": (segmenter, pipeline.Pipeline(), pipeline.segmentation_objective),
@@ -112,8 +113,9 @@ def test_gradient_against_differences(x64, name):
 
     (loss, (values, updated)), grads = both(params)
     way = random_like(params)
-    if name == "pgi":  # its penalty does not move the head, although the head moves it
-        way["classifier"] = jax.tree.map(jnp.zeros_like, way["classifier"])
+    # PGI's penalty and HAM's maps do not move the heads, although the heads move them.
+    for head in {"pgi": ("classifier",), "ham": ("classifier", "anomaly")}.get(name, ()):
+        way[head] = jax.tree.map(jnp.zeros_like, way[head])
     told = directional(lambda p: float(both(p)[0][0]), params, way, 2e-6 if name == "ham" else 2e-5)
     assert inner(grads, way) == pytest.approx(told, rel=1e-6, abs=1e-9)
     assert abs(told) > 1e-4
@@ -202,6 +204,21 @@ def test_the_penalty_of_pgi_leaves_the_head_alone(x64):
     )
 
 
+def test_the_maps_of_ham_leave_the_heads_alone(x64):
+    model = in_float64(ham_net)
+    graphs, (params, rest), batch = programs(model), variables(model), batch_of(6)
+
+    def slope(method):
+        return fast_jit(jax.grad(lambda p: ham.objective(graphs, p, rest, batch, method)[0]))(
+            params
+        )
+
+    with_maps, without = (slope(CASES[name][1]) for name in ("ham", "ham_heads"))
+    for head in ("classifier", "anomaly"):
+        np.testing.assert_allclose(with_maps[head]["kernel"], without[head]["kernel"], rtol=1e-12)
+    assert (with_maps["head"]["kernel"] != without["head"]["kernel"]).any()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -221,6 +238,7 @@ def test_the_penalty_of_pgi_leaves_the_head_alone(x64):
             r"RRR needs batch entries mask; got \['image'\]",
         ),
         (lambda: unet2d.UNet2D(widths=(2,), rngs=nnx.Rngs(0)), "two or more"),
+        (lambda: ham_network.FovealAttention(3, rngs=nnx.Rngs(0)), "features=3"),
     ],
 )
 def test_refusals(call, message):
