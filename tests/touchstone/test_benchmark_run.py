@@ -24,6 +24,7 @@ from touchstone_jax.benchmark.reading import read_results
 from touchstone_jax.benchmark.rows import COLUMNS
 from touchstone_jax.benchmark.run import write as write_analysis
 from touchstone_jax.metrics import aggregate
+from touchstone_jax.stats import places
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = Options(resamples=200, sizes=(10, 20, 100))
@@ -103,6 +104,22 @@ def test_marks_are_the_best_and_those_it_does_not_beat(analysis: Analysis) -> No
             assert row["mark"] == ("best" if row is best else told)
 
 
+def test_marks_of_the_common_view_come_from_the_common_cases(tmp_path: Path) -> None:
+    """The second loses on cases that the last algorithm lacks, and on those only."""
+    rng, table = np.random.default_rng(0), scores()
+    half = range(CASES // 2, CASES)
+    table[:, 1] = table[:, 0] + rng.normal(0, 1e-3, table[:, 0].shape) - 2e-4
+    table[:, 1, half] = table[:, 0, half] - 0.05
+    table[:, 2:] *= 0.5
+    results = read_results(write(tmp_path, np.clip(table, 0, 1), absent=half))
+    found = analyse(results, options=Options(resamples=100, sizes=(10,)))
+    about = {"metric": "dsc", "organ": "liver"}
+    marks = [
+        [row["mark"] for row in _rows(found, view, **about)] for view in ("tables", "tables_common")
+    ]
+    assert marks == [["best", "", "", ""], ["best", "not_worse", "", ""]]
+
+
 def test_heat_map_is_the_paper_s_arrangement(analysis: Analysis) -> None:
     panel = analysis.panels["dsc", "liver"]
     names = [panel.algorithms[i] for i in panel.order]
@@ -127,6 +144,11 @@ def test_shift_and_ranks(analysis: Analysis) -> None:
         assert sum(row["first"] for row in rows) == pytest.approx(1)
         assert sum(row["mean_place"] for row in rows) == pytest.approx(1 + 2 + 3 + 4)
         assert all(row["low"] <= row["place"] <= row["high"] for row in rows)
+        told = _rows(analysis, "tables_common", metric="dsc", organ=organ)
+        assert [row["place"] for row in rows] == [row["place"] for row in told]
+        column = analysis.common["dsc"].columns.index(organ)
+        drawn = places(analysis.common["dsc"].distribution[:, :, column])
+        assert [row["mean_place"] for row in rows] == drawn.mean(0).tolist()
 
 
 def test_sizes_include_the_number_at_hand(analysis: Analysis) -> None:
