@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.touchstone.tiny_models import SCALES, TINY, sides
 from touchstone_jax.dropout import Dropout, RandomStream
 from touchstone_jax.models import MODELS, count, create
 from touchstone_jax.models.catalogue import CATALOGUE
@@ -70,39 +71,6 @@ def test_the_table_names_every_network_its_card_and_the_reason():
         assert part in line
 
 
-TINY = {
-    "unet": {"widths": (4, 6, 8)},
-    "resenc_l": {"widths": (4, 6, 8), "blocks": (1, 2, 1)},
-    "stunet": {"widths": (4, 6, 8), "depth": (1, 2, 1)},
-    "mednext_l": {"channels": 4, "blocks": (1, 1, 1), "expansions": (2,) * 3},
-    "uniseg": {
-        "widths": (4, 6, 8),
-        "kernels": 3,
-        "strides": (1, 2, 2),
-        "patch": 8,
-        "tasks": 3,
-        "stems": (1, 2),
-    },
-    "lhunet": {
-        "patch": (32, 32, 64),
-        "cnn_widths": (4, 4),
-        "hybrid_widths": (4, 4, 8),
-        "heads": (2, 2, 2),
-        "projections": (4, 2),
-    },
-    "nextou": {
-        "patch": 16,
-        "widths": (4, 6, 6, 12),
-        "pools": (2, 2, 2),
-        "neighbours": (4, 2),
-        "ratios": (2, 1),
-    },
-}
-SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16)}
-# Fractions of the sides of the scales that training gives.
-SCALES = {"lhunet": (1,), "nextou": (1, 2, 4)}
-
-
 def drawn(name, **config):
     """A tiny network with random parameters from NumPy: nothing is compiled to initialise it."""
     made = abstract(name, num_classes=3, in_channels=2, **TINY[name], **config)
@@ -124,10 +92,6 @@ def drawn(name, **config):
 def volume(name, seed=0, batch=1):
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.normal(size=(batch, *sides(name), 2)), jnp.float32)
-
-
-def sides(name):
-    return SIDES.get(name, (8, 8, 8))
 
 
 def step(model, x):

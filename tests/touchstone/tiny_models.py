@@ -1,0 +1,37 @@
+"""Every family as small as it goes."""
+
+TINY = {
+    "unet": {"widths": (4, 6, 8)},
+    "resenc_l": {"widths": (4, 6, 8), "blocks": (1, 2, 1)},
+    "stunet": {"widths": (4, 6, 8), "depth": (1, 2, 1)},
+    "mednext_l": {"channels": 4, "blocks": (1, 1, 1), "expansions": (2,) * 3},
+    "uniseg": {
+        "widths": (4, 6, 8),
+        "kernels": 3,
+        "strides": (1, 2, 2),
+        "patch": 8,
+        "tasks": 3,
+        "stems": (1, 2),
+    },
+    "lhunet": {
+        "patch": (32, 32, 64),
+        "cnn_widths": (4, 4),
+        "hybrid_widths": (4, 4, 8),
+        "heads": (2, 2, 2),
+        "projections": (4, 2),
+    },
+    "nextou": {
+        "patch": 16,
+        "widths": (4, 6, 6, 12),
+        "pools": (2, 2, 2),
+        "neighbours": (4, 2),
+        "ratios": (2, 1),
+    },
+}
+SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16)}
+# Fractions of the sides of the scales that training gives.
+SCALES = {"lhunet": (1,), "nextou": (1, 2, 4)}
+
+
+def sides(name):
+    return SIDES.get(name, (8, 8, 8))
