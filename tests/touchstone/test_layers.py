@@ -11,6 +11,8 @@ from flax import nnx
 from touchstone_jax import layers
 
 RNG = np.random.default_rng(0)
+# Programs run once: compiling is the cost.
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def normal(*shape, dtype=np.float64):
@@ -54,7 +56,7 @@ def test_both_lowerings_have_one_gradient(x64):
     def loss(x, w, lowering):
         return (layers.convolve(x, w, (2, 2, 2), lowering=lowering) * g).sum()
 
-    pull = jax.grad(loss, (0, 1))
+    pull = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2, compiler_options=QUICKLY)
     for a, b in zip(pull(x, w, "direct"), pull(x, w, "planes"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -112,7 +114,8 @@ def test_a_constant_channel_becomes_the_shift_with_finite_gradient():
     layer = layers.InstanceNorm(1)
     flat = jnp.full((1, 2, 2, 2, 1), 1e4, jnp.float32)
     assert np.asarray(layer(flat)).tolist() == np.zeros((1, 2, 2, 2, 1)).tolist()
-    assert np.isfinite(jax.grad(lambda x: layer(x)[0, 0, 0, 0, 0])(flat)).all()
+    slope = jax.jit(jax.grad(lambda x: layer(x)[0, 0, 0, 0, 0]), compiler_options=QUICKLY)
+    assert np.isfinite(slope(flat)).all()
 
 
 def test_bfloat16_norm_computes_in_float32():
