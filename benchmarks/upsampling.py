@@ -19,7 +19,6 @@ import argparse
 import datetime
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +46,13 @@ def both_ways(function: Callable) -> Callable:
 def flax_transposed(channels_in: int, channels_out: int) -> Callable:
     """``nnx.ConvTranspose`` as a function of input and kernel."""
     layer = nnx.ConvTranspose(
-        channels_in, channels_out, STRIDES, STRIDES, "VALID", use_bias=False, rngs=nnx.Rngs(0)
+        channels_in,
+        channels_out,
+        STRIDES,
+        STRIDES,
+        padding="VALID",
+        use_bias=False,
+        rngs=nnx.Rngs(0),
     )
     graph, _ = nnx.split(layer)
     return lambda x, w: nnx.merge(graph, {"kernel": w})(x)
@@ -71,8 +76,8 @@ def compare(ours: Callable, theirs: Callable, x: jax.Array, w: jax.Array, rounds
         "ratio": round(float(np.median(ratios)), 3),
         "ratio_min": round(float(ratios.min()), 3),
         "ratio_max": round(float(ratios.max()), 3),
-        "ours_ms": round(1e3 * statistics.median(times[:, 0]), 2),
-        "theirs_ms": round(1e3 * statistics.median(times[:, 1]), 2),
+        "ours_ms": round(1e3 * float(np.median(times[:, 0])), 2),
+        "theirs_ms": round(1e3 * float(np.median(times[:, 1])), 2),
     }
 
 
