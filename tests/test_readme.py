@@ -23,6 +23,15 @@ SMALL = (
     "--config.jobs.explain.preprocessing.resize=32",
     "--config.jobs.explain.rules=('gradient_x_input', 'epsilon')",
 )
+PHANTOMS = (
+    "--config.steps=2",
+    "--config.eval_every=2",
+    "--config.task.model.widths=(2,2)",
+    "--config.task.patch=(16,16,16)",
+    "--config.jobs.prepare.train=2",
+    "--config.jobs.prepare.test=1",
+    "--config.jobs.prepare.phantom.shape=(24,24,24)",
+)
 SHORT = ("--config.steps=2", "--config.eval_every=2", "--config.task.model.widths=(2,2)")
 
 
@@ -67,13 +76,17 @@ def test_the_launch_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         tuning = [a for a in argv if a.startswith("--config.task.tune_steps")]
         short = [*SHORT, *(["--config.task.tune_steps=5"] if tuning else [])]
         short = SMALL if any("isnet/explain.py" in a for a in argv) else short
+        phantoms = [a for a in argv if a.endswith("phantom_smoke.py")]
+        if phantoms:  # the card is told where its data go
+            argv[argv.index(phantoms[0])] += f":{tmp_path / 'runs' / 'phantom_smoke'}"
+            short = PHANTOMS
         code = main([*argv, *(short if argv[0] != "list" else [])])
         said = capsys.readouterr()
         assert code == 0, f"{argv}: {said.err}"
+        assert argv[0] != "list" or "mnist_bias" in said.out
     first = tmp_path / "runs" / "mnist_bias"
     for name in ("table.md", "table.json", "heatmaps.png", "plain/seed0/progress.png"):
         assert (first / name).stat().st_size > 0
-    assert "mnist_bias" in said.out  # list is the last command
 
 
 @pytest.mark.slow
