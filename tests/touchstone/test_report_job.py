@@ -239,3 +239,29 @@ def test_phases(tmp_path: Path) -> None:
     path.write_text("id,CT Phase\n", encoding="utf-8")
     with pytest.raises(ValueError, match="columns .*; expected 'BDMAP ID'"):
         read_phases(path)
+
+
+def test_a_real_ct_in_one_command(golden: Path, tmp_path: Path) -> None:
+    """The example CT (TotalSegmentator's, 3 mm) with a model's nine organs, and a lesion put in."""
+    source = golden.parent / "data/real_ct/TS_full_3mm"
+    case = tmp_path / "data/TS_full_3mm"
+    (case / "segmentations").mkdir(parents=True)
+    for path in (source / "ct.nii.gz", *(source / "segmentations").glob("*.nii.gz")):
+        (case / path.relative_to(source)).write_bytes(path.read_bytes())
+    ct = read_ct(case / "ct.nii.gz", case="c")
+    files = case / "segmentations"
+    liver = read_labels(files / "liver.nii.gz", case="c", like=ct.geometry)[0] > 0
+    write(files / "liver_lesion.nii.gz", blob(liver, 5), ct.geometry)
+    card = "--config=configs/touchstone/report.py"
+    where = f"--config.jobs.report.data={tmp_path / 'data'}"
+    assert main(["report", card, f"--workdir={tmp_path}", where]) == 0
+    report = (tmp_path / "report/TS_full_3mm/report.txt").read_text(encoding="utf-8")
+    kidneys = sum(
+        (read_labels(files / f"kidney_{side}.nii.gz", case="c", like=ct.geometry)[0] > 0).sum()
+        for side in ("left", "right")
+    )
+    ml = kidneys * np.prod(ct.spacing_mm) / 1000
+    assert f"total kidney volume: {np.round(ml, 1)} cm^3" in report
+    assert "Liver lesion 1:" in report and "Volume: 3.4 cm^3" in report  # 125 voxels of 27 mm³
+    assert "Not assessed for lesions: pancreas, kidneys." in report
+    assert (tmp_path / "report/TS_full_3mm/liver_lesion_1.png").is_file()
