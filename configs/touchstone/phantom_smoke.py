@@ -4,6 +4,9 @@ Command   for VERB in prepare train predict evaluate:
           python -m launch VERB --config configs/touchstone/phantom_smoke.py \
               --workdir runs/phantom_smoke
 Argument  another work folder: phantom_smoke.py:DIR with --workdir DIR
+Hardware  laptop CPU, 2 cores: 3 minutes for all four, 2:40 of them training (one seed)
+Expected  evaluate: DSC 0.937 a case (sd 0.011 over the 8 held-out phantoms), 0.934 the mean of the
+          nine organs, NSD at 1.5 mm 0.80 (voxels are 4 x 4 x 5 mm); seed 0
 """
 
 from ml_collections import ConfigDict

