@@ -99,7 +99,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "overlap": 0.5,
             "mirror": (),  # axes that training mirrors along
             "batch": 1,
-            "clean": {},  # {"liver": {"largest": True}}; "*" is all organs, see touchstone_jax.clean
+            "clean": {},  # {"liver": {"largest": True}}; "*": all; see touchstone_jax.clean
         }
     )
     config.jobs.evaluate = ConfigDict(
