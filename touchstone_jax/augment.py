@@ -146,14 +146,27 @@ def _spatial(
         middle = tuple(slice(f, f + p) for f, p in zip(first, patch, strict=True))
         return image[middle], labels[middle]
     matrix = _matrix(draws, settings, spacing_mm)
-    half = [(p - 1) / 2 for p in patch]
-    # Away from the middle, (3, px, py, pz): exact in float32, so no change means the plain crop.
-    steps = [jnp.arange(p, dtype=jnp.float32) - h for p, h in zip(patch, half, strict=True)]
-    away = jnp.stack(jnp.meshgrid(*steps, indexing="ij"))
-    middle = jnp.asarray([f + h for f, h in zip(first, half, strict=True)], jnp.float32)
-    # Not a matrix product: accelerators would round the coordinates.
-    at = (matrix[:, :, None, None, None] * away[None]).sum(1) + middle.reshape(3, 1, 1, 1)
+    at = _coordinates(matrix, patch, first)
     return sample_linear(image, at), sample_nearest(labels, at, IGNORE)
+
+
+def _coordinates(
+    matrix: Float[Array, "3 3"], patch: Sequence[int], first: Sequence[int]
+) -> Float[Array, "3 px py pz"]:
+    """Where in the block each voxel of the patch comes from; without a change, the plain crop.
+
+    Term by term: a matrix product would round on accelerators, and the sum over an axis of a
+    product that is broadcast is wrong in XLA of jax 0.10 on CPUs for a batch of one.
+    """
+    half = [(p - 1) / 2 for p in patch]
+    away = [
+        (jnp.arange(p, dtype=jnp.float32) - h).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, (p, h) in enumerate(zip(patch, half, strict=True))
+    ]
+    rows = [
+        matrix[i, 0] * away[0] + matrix[i, 1] * away[1] + matrix[i, 2] * away[2] for i in range(3)
+    ]
+    return jnp.stack([row + (f + h) for row, f, h in zip(rows, first, half, strict=True)])
 
 
 def _matrix(

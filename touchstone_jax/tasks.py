@@ -58,7 +58,8 @@ class Segmenter:
         smooth: of `touchstone_jax.losses.soft_dice`.
         foreground: share of patches centred on an organ.
         per_case: patches of each case in an epoch.
-        validation: share of the cases, or ids; see `touchstone_jax.patches.split_cases`.
+        validation: share of the cases; see `touchstone_jax.patches.split_cases`.
+        validation_cases: ids instead of a share; all ids, to validate on what is trained on.
         val_patches: fixed patches of each validation case.
         ema: decay of a running mean of the parameters, which is then what is evaluated and
             predicts; 0 for none.
@@ -82,7 +83,8 @@ class Segmenter:
         smooth: float = 1e-5,
         foreground: float = 0.33,
         per_case: int = 1,
-        validation: float | Sequence[str] = 0.05,
+        validation: float = 0.05,
+        validation_cases: Sequence[str] = (),
         val_patches: int = 4,
         ema: float = 0.0,
         seed: int = 0,
@@ -98,7 +100,9 @@ class Segmenter:
         )
         self._loss = {"batch": batch_dice, "smooth": smooth}
         self._draws = {"foreground": foreground, "seed": seed}
-        self._train, self._val = split_cases(self._set.cases, validation, seed=seed)
+        self._train, self._val = split_cases(
+            self._set.cases, tuple(validation_cases) or validation, seed=seed
+        )
         self._per_case = {TRAIN: per_case, VAL: val_patches}
         self.val_split = VAL if self._val else None
         self.test_splits = (TILES,) if self._val else ()

@@ -25,6 +25,7 @@ def get_config(arg: str = "runs/phantom_smoke") -> ConfigDict:
             "batch_dice": True,
             "foreground": 0.5,
             "validation": 0.1,
+            "validation_cases": (),
             "val_patches": 4,
             "ema": 0.0,
             "seed": 0,

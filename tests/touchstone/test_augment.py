@@ -109,6 +109,34 @@ def test_a_quarter_turn_is_exact_in_millimetres():
         np.testing.assert_array_equal(turned, got[..., 0] > 0)
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_coordinates_are_numpys_for_any_batch(samples):
+    # jax 0.10.2 compiled the obvious formula to nonsense for a batch of one from 32 voxels on.
+    patch, first = (32, 24, 28), (1, 2, 3)
+    matrices = RNG.normal(size=(samples, 3, 3)).astype(np.float32)
+    got = jax.jit(jax.vmap(lambda m: changes._coordinates(m, patch, first)))(matrices)
+    half = (np.array(patch) - 1) / 2
+    away = np.stack(np.meshgrid(*map(np.arange, patch), indexing="ij"), -1) - half
+    expected = np.einsum("sij,xyzj->sixyz", matrices.astype(np.float64), away)
+    expected += (half + first).reshape(1, 3, 1, 1, 1)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_batch_of_one_large_patch_is_as_without_jit():
+    image = RNG.normal(size=(1, 40, 32, 36, 1)).astype(np.float32)
+    labels = (image[..., 0] > 0).astype(np.uint8)
+    chosen = settings(rotation_p=1.0, scaling_p=1.0)
+
+    def run(image, labels):
+        key = jax.random.key(2)
+        return changes.augment_batch(key, image, labels, chosen, patch=(40, 32, 36))
+
+    plain = run(jnp.asarray(image), jnp.asarray(labels))
+    compiled = jax.jit(run, compiler_options=QUICKLY)(image, labels)
+    np.testing.assert_allclose(compiled[0], plain[0], atol=1e-3)
+    assert (np.asarray(compiled[1]) != plain[1]).mean() < 1e-3
+
+
 def test_scaling_shows_more_or_less():
     ramp = np.broadcast_to(np.arange(12.0)[:, None, None, None], (12, 6, 6, 1)).astype(np.float32)
     chosen = settings(scaling_p=1.0, scaling=(1.25, 1.25), coarse_axis=2)

@@ -176,7 +176,7 @@ def test_organs_nobody_looked_for_reach_the_loss(tmp_path):
     (tmp_path / "dataset.json").write_text(
         json.dumps({"plan": plan().to_json(), "cases": ["part"]})
     )
-    task = make(str(tmp_path), validation=["part"])
+    task = make(str(tmp_path), validation_cases=["part"])
     known = task.dataset("train")[0]["annotated"]
     assert np.flatnonzero(~known).tolist() == [5]
     assert task.val_split == "val" and task.test_splits == ("tiles",)
@@ -223,7 +223,7 @@ def test_counts_and_their_dice():
         ({"ema": 1.0}, r"ema=1.0; expected a decay in \[0, 1\)"),
         ({"val_patches": 0}, "val_patches=0; expected at least 1"),
         ({"foreground": 2.0}, "foreground=2.0, per_case=1"),
-        ({"validation": ["case_9"]}, "validation='case_9' is none of the 3 cases"),
+        ({"validation_cases": ["case_9"]}, "validation='case_9' is none of the 3 cases"),
         ({"seed": -1}, "seed=-1; expected 0"),
     ],
 )
