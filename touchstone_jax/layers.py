@@ -48,7 +48,7 @@ def convolve(
         strides: along (x, y, z).
         lowering: "direct" is one 3-D convolution. "planes" is the same sum as 2-D convolutions of
             (y, z) planes: XLA on CPUs (jax 0.10) has a fast path for 2-D only. There it takes
-            0.08 of the time with 8 channels and 0.56 with 256 (benchmarks/upsampling.py).
+            0.10 of the time with 8 channels and 0.50 with 256 (benchmarks/upsampling.py).
 
     Raises:
         ValueError: an even kernel.
@@ -94,7 +94,7 @@ def upsample(
 
     Output voxel s·i + r is the product of input voxel i with the kernel at r, so it is one matrix
     product and a reshape; as a convolution it would be dilated, which has no fast path and takes
-    10 to 50 times as long on CPUs (benchmarks/upsampling.py).
+    7 to 48 times as long on CPUs (benchmarks/upsampling.py).
     """
     made = jnp.einsum("bxyzi,pqrio->bxpyqzro", x, kernel)
     b, *sizes, o = made.shape
