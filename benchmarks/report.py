@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from touchstone_jax.case_files import volumes
 from touchstone_jax.io import read_ct
+from touchstone_jax.layouts.case_files import volumes
 from touchstone_jax.report.case import report_case
 from touchstone_jax.report.masks import Masks
 from touchstone_jax.report.pictures import draw_lesions

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from touchstone_jax.infer import SlidingWindow
-from touchstone_jax.windows import gaussian, window_starts
+from touchstone_jax.infer.windows import gaussian, window_starts
 
 ROUTES = ("head", "logits", "full")
 ORGANS = (9, 100)

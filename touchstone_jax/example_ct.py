@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from touchstone_jax.abdomenatlas import write_case
 from touchstone_jax.io import read_ct, read_labels
 from touchstone_jax.labels import map_labels
+from touchstone_jax.layouts.abdomenatlas import write_case
 
 CASE = "TS_full_3mm"
 _CT = "tests/reference_files/example_ct.nii.gz"

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from touchstone_jax.case_files import folders
-from touchstone_jax.fingerprints import OverCases, hash_of, stat_of
-from touchstone_jax.geometry import Geometry
-from touchstone_jax.plan import Plan, read_plan
+from touchstone_jax.io.geometry import Geometry
+from touchstone_jax.layouts.case_files import folders
 from touchstone_jax.prepare import VERSION, prepare_image
-from touchstone_jax.prepared import open_prepared
+from touchstone_jax.prepare.plan import Plan, read_plan
+from touchstone_jax.prepare.prepared import open_prepared
 from touchstone_jax.verify import examine
+from touchstone_jax.verify.fingerprints import OverCases, hash_of, stat_of
 
 Loaded = tuple[Float32[np.ndarray, "x y z"], Geometry]
 """A normalised image on the plan's spacing, and the grid that its CT is stored on."""

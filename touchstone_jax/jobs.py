@@ -16,17 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from touchstone_jax.duplicates import duplicates
 from touchstone_jax.evaluate import Evaluate
 from touchstone_jax.findings import ALLOWABLE, Finding, read_findings, write_findings
-from touchstone_jax.fingerprints import OverCases, hash_of, stat_of
-from touchstone_jax.painting import OVERLAPS
-from touchstone_jax.plan import Plan, read_plan, write_plan
-from touchstone_jax.planning import make_plan
+from touchstone_jax.labels.painting import OVERLAPS
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.predict import Predict
 from touchstone_jax.prepare import VERSION, prepare_case
-from touchstone_jax.schemes import scheme
+from touchstone_jax.prepare.plan import Plan, read_plan, write_plan
+from touchstone_jax.prepare.planning import make_plan
 from touchstone_jax.verify import examine
+from touchstone_jax.verify.duplicates import duplicates
+from touchstone_jax.verify.fingerprints import OverCases, hash_of, stat_of
 
 __all__ = ["Evaluate", "Predict", "Prepare", "Verify"]
 
@@ -96,7 +96,7 @@ class Verify(OverCases):
 
 
 class Prepare(OverCases):
-    """Prepare a data set for training: `touchstone_jax.prepared` arrays, a plan, a list of cases.
+    """Prepare a data set for training: `touchstone_jax.prepare.prepared` arrays, plan, case list.
 
     The plan is made at the first case that needs it and kept as ``plan.json`` beside the cases'
     folders; a later start reads it. It depends on the keywords and on the list and sizes of the
@@ -115,7 +115,7 @@ class Prepare(OverCases):
         multiple: of which each side of the patch is one.
         intensity_cases: how many cases' voxels the plan reads; 0 for all.
         antialias: smooth axes that get fewer voxels.
-        overlap: policy for voxels of several masks, see `touchstone_jax.painting`.
+        overlap: policy for voxels of several masks, see `touchstone_jax.labels.painting`.
         samples: voxels of each label listed for drawing patches.
         allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass, such as
             "sides_swapped".

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
+from touchstone_jax.labels.scheme import Scheme
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layers import Triple
 from touchstone_jax.losses import IGNORE
-from touchstone_jax.plan import Plan
-from touchstone_jax.prepared import Prepared, open_prepared
-from touchstone_jax.scheme import Scheme
-from touchstone_jax.schemes import scheme
+from touchstone_jax.prepare.plan import Plan
+from touchstone_jax.prepare.prepared import Prepared, open_prepared
 
 if TYPE_CHECKING:
     import grain

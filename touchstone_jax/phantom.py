@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int16, UInt8
 
-from touchstone_jax.abdomenatlas import write_case
-from touchstone_jax.geometry import Geometry
-from touchstone_jax.schemes import SCHEMES
+from touchstone_jax.io.geometry import Geometry
+from touchstone_jax.labels.schemes import SCHEMES
+from touchstone_jax.layouts.abdomenatlas import write_case
 
 _SCHEME = SCHEMES["abdomenatlas_1.0"]
 _AIR, _FAT, _MUSCLE, _BONE = -1000, -100, 50, 400

@@ -19,16 +19,16 @@ from jaxtyping import UInt8
 
 from touchstone_jax.clean import check_organs, clean, cleanings
 from touchstone_jax.findings import ALLOWABLE
-from touchstone_jax.geometry import Geometry, canonical
 from touchstone_jax.infer import SlidingWindow, check_options
 from touchstone_jax.inputs import open_inputs
 from touchstone_jax.io import write
-from touchstone_jax.label_values import label_counts
-from touchstone_jax.plan import Plan
+from touchstone_jax.io.geometry import Geometry, canonical
+from touchstone_jax.io.label_values import label_counts
+from touchstone_jax.labels.scheme import Scheme
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.prepare import to_source_grid
-from touchstone_jax.resample import resample_labels
-from touchstone_jax.scheme import Scheme
-from touchstone_jax.schemes import scheme
+from touchstone_jax.prepare.plan import Plan
+from touchstone_jax.prepare.resample import resample_labels
 
 RESAMPLINGS = ("linear", "nearest")
 FIELD_MM = 512.0

@@ -19,15 +19,15 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax import augmentation as augmentations
 from touchstone_jax.augment import augment_batch
+from touchstone_jax.augment import settings as augmentations
 from touchstone_jax.counts import counts, dice_by_organ, mean_dice_by_organ
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layers import triple
 from touchstone_jax.losses import IGNORE, dice_cross_entropy, segmentation_loss
 from touchstone_jax.models import accepts, create, topology
 from touchstone_jax.patches import random_patches, read_set, split_cases, tiles
-from touchstone_jax.planning_rules import coarse_axis
-from touchstone_jax.schemes import scheme
+from touchstone_jax.prepare.planning_rules import coarse_axis
 
 if TYPE_CHECKING:
     import grain
@@ -53,7 +53,7 @@ class Segmenter:
         patch: voxels (x, y, z); None for the plan's.
         margin: voxels read around the patch on each side, for rotations to turn into view; one
             number or three.
-        augmentation: ``preset`` and fields of `touchstone_jax.augmentation.Augmentation`.
+        augmentation: ``preset`` and fields of `touchstone_jax.augment.settings.Augmentation`.
         batch_dice: one Dice over the batch instead of one a sample.
         smooth: of `touchstone_jax.losses.soft_dice`.
         foreground: share of patches centred on an organ.

@@ -9,9 +9,9 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from touchstone_jax import augment as changes
-from touchstone_jax import warp
-from touchstone_jax.augmentation import NONE, Augmentation
+from touchstone_jax.augment import program as changes
+from touchstone_jax.augment import warp
+from touchstone_jax.augment.settings import NONE, Augmentation
 from touchstone_jax.losses import IGNORE
 
 RNG = np.random.default_rng(0)

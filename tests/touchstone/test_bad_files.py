@@ -9,8 +9,8 @@ import pytest
 
 from tests.touchstone.cases import PIXDIM, QFORM_CODE, SROW_X, dataset, patch, rewrite, same
 from touchstone_jax import io
-from touchstone_jax.case_files import Case
 from touchstone_jax.findings import VolumeError
+from touchstone_jax.layouts.case_files import Case
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 
 from tests.touchstone.cases import dataset, rewrite, same, stored_as
 from touchstone_jax.evaluate import FLAGS, Evaluate
+from touchstone_jax.evaluate.score_tables import COLUMNS, Score, read_scores, write_scores
 from touchstone_jax.io import read_geometry, write
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.metrics import evaluate_mask
-from touchstone_jax.schemes import scheme
-from touchstone_jax.score_tables import COLUMNS, Score, read_scores, write_scores
 
 ORGANS = scheme("abdomenatlas_1.0").classes
 

@@ -10,9 +10,9 @@ import pytest
 
 from touchstone_jax.example_ct import CASE, lay_out
 from touchstone_jax.findings import VolumeError
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layouts import discover
 from touchstone_jax.phantom import phantom
-from touchstone_jax.schemes import scheme
 from touchstone_jax.verify import verify
 
 TOP = "totalsegmentator-2.18.0"

@@ -8,8 +8,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from touchstone_jax.findings import VolumeError
-from touchstone_jax.geometry import Geometry, Reorientation, canonical
-from touchstone_jax.grids import same_geometry
+from touchstone_jax.io.geometry import Geometry, Reorientation, canonical
+from touchstone_jax.io.grids import same_geometry
 
 AFFINE = np.array([[0, -2, 0, 9], [0, 0, 3, -4], [-1, 0, 0, 7], [0, 0, 0, 1]], np.float64)
 

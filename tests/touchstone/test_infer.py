@@ -10,7 +10,7 @@ import pytest
 
 from tests.touchstone import slow_windows
 from touchstone_jax.infer import SlidingWindow
-from touchstone_jax.windows import columns, gaussian, summed_weights, tile_size, window_starts
+from touchstone_jax.infer.windows import columns, gaussian, summed_weights, tile_size, window_starts
 
 WINDOW = (8, 6, 10)
 CLASSES = 5

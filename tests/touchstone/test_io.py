@@ -20,9 +20,9 @@ from tests.touchstone.cases import (
     stored_as,
 )
 from touchstone_jax import io
-from touchstone_jax.case_files import Case
 from touchstone_jax.findings import VolumeError
-from touchstone_jax.geometry import Geometry
+from touchstone_jax.io.geometry import Geometry
+from touchstone_jax.layouts.case_files import Case
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from tests.touchstone.cases import dataset, rewrite, stored_as
 from touchstone_jax import jobs
 from touchstone_jax.findings import read_findings
 from touchstone_jax.jobs import Prepare, Verify
-from touchstone_jax.plan import read_plan
-from touchstone_jax.prepared import open_prepared
+from touchstone_jax.prepare.plan import read_plan
+from touchstone_jax.prepare.prepared import open_prepared
 
 SMALL = {"patch_voxels": 16**3, "multiple": 8}
 

@@ -7,8 +7,8 @@ import pytest
 
 from touchstone_jax.findings import VolumeError
 from touchstone_jax.labels import combine_masks, map_labels
-from touchstone_jax.schemes import scheme
-from touchstone_jax.sides import split_left_right
+from touchstone_jax.labels.schemes import scheme
+from touchstone_jax.labels.sides import split_left_right
 
 NINE = [
     *("aorta", "gall_bladder", "kidney_left", "kidney_right", "liver", "pancreas"),

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.touchstone.tiny_models import SCALES, TINY, sides
-from touchstone_jax.dropout import Dropout, RandomStream
+from touchstone_jax.layers.dropout import Dropout, RandomStream
 from touchstone_jax.models import MODELS, count, create
 from touchstone_jax.models.catalogue import CATALOGUE
 from touchstone_jax.models.catalogue import table as catalogue_table

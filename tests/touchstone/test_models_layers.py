@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from touchstone_jax.deformable import deformable, sample
-from touchstone_jax.depthwise import depthwise, depthwise_up
-from touchstone_jax.dropout import Dropout
+from touchstone_jax.layers.deformable import deformable, sample
+from touchstone_jax.layers.depthwise import depthwise, depthwise_up
+from touchstone_jax.layers.dropout import Dropout
+from touchstone_jax.layers.transposed import double
 from touchstone_jax.models import graph
-from touchstone_jax.transposed import double
 
 RNG = np.random.default_rng(0)
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.touchstone.toy_prepared import SHAPE, plan, volume, write_case, write_set
 from touchstone_jax import patches
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.losses import IGNORE
-from touchstone_jax.prepared import open_prepared
-from touchstone_jax.schemes import scheme
+from touchstone_jax.prepare.prepared import open_prepared
 
 BLOCK = (8, 8, 8)
 LABELS = scheme("abdomenatlas_1.0")

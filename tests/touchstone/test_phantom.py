@@ -8,9 +8,9 @@ import pytest
 
 from tests.touchstone.cases import SHAPE, SPACING_MM, dataset
 from touchstone_jax import io
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layouts import discover
 from touchstone_jax.phantom import phantom, write_dataset
-from touchstone_jax.schemes import scheme
 from touchstone_jax.verify import verify
 
 INDICES = scheme("abdomenatlas_1.0").indices

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.touchstone.cases import dataset, rewrite
-from touchstone_jax.case_files import Case
-from touchstone_jax.intensities import ForegroundHistogram
 from touchstone_jax.io import read_ct
-from touchstone_jax.plan import Plan, read_plan, write_plan
-from touchstone_jax.planning import make_plan
-from touchstone_jax.planning_rules import coarse_axis, patch_size, target_spacing
+from touchstone_jax.layouts.case_files import Case
+from touchstone_jax.prepare.intensities import ForegroundHistogram
+from touchstone_jax.prepare.plan import Plan, read_plan, write_plan
+from touchstone_jax.prepare.planning import make_plan
+from touchstone_jax.prepare.planning_rules import coarse_axis, patch_size, target_spacing
 from touchstone_jax.verify import examine
 
 PLAN = Plan("abdomenatlas_1.0", (1.5, 1.5, 2.0), (-160.0, 240.0), 50.0, 80.0, (64, 64, 48))

@@ -17,8 +17,8 @@ from tests.touchstone.toy_network import HU, SCHEME, Thresholds, plan
 from touchstone_jax.io import read_geometry, read_labels
 from touchstone_jax.jobs import Prepare
 from touchstone_jax.layouts import discover
-from touchstone_jax.plan import write_plan
 from touchstone_jax.predict import Predict, write_prediction
+from touchstone_jax.prepare.plan import write_plan
 
 STATE = {"sharpness": jnp.float32(2)}
 

@@ -9,11 +9,10 @@ import pytest
 from scipy import ndimage
 
 from tests.touchstone.cases import SHAPE, dataset, rewrite, stored_as
-from touchstone_jax.case_files import Case
 from touchstone_jax.findings import VolumeError, read_findings
-from touchstone_jax.geometry import Geometry
 from touchstone_jax.io import read_ct, write
-from touchstone_jax.plan import Plan
+from touchstone_jax.io.geometry import Geometry
+from touchstone_jax.layouts.case_files import Case
 from touchstone_jax.prepare import (
     prepare_case,
     prepare_image,
@@ -21,7 +20,8 @@ from touchstone_jax.prepare import (
     target_shape,
     to_source_grid,
 )
-from touchstone_jax.prepared import open_prepared, write_prepared
+from touchstone_jax.prepare.plan import Plan
+from touchstone_jax.prepare.prepared import open_prepared, write_prepared
 from touchstone_jax.verify import examine
 
 PLAN = Plan("abdomenatlas_1.0", (5.0, 5.0, 5.0), (-20.0, 230.0), 110.0, 60.0, (16, 16, 16))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.touchstone.cases import stored_as
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layouts import discover
-from touchstone_jax.planning import make_plan
 from touchstone_jax.prepare import prepare_case, to_source_grid
-from touchstone_jax.prepared import open_prepared
-from touchstone_jax.schemes import scheme
+from touchstone_jax.prepare.planning import make_plan
+from touchstone_jax.prepare.prepared import open_prepared
 from touchstone_jax.verify import examine, verify
 
 

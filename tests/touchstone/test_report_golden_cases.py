@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.touchstone.test_report_golden_units import words
-from touchstone_jax.case_files import volumes
 from touchstone_jax.io import read_ct
+from touchstone_jax.layouts.case_files import volumes
 from touchstone_jax.report.case import report_case
 from touchstone_jax.report.evaluate import mask_label
 from touchstone_jax.report.masks import Masks

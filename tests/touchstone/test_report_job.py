@@ -11,11 +11,11 @@ from launch.__main__ import main
 from tests.touchstone.cases import dataset, rewrite, same
 from touchstone_jax.findings import read_findings
 from touchstone_jax.io import read_ct, read_labels, write
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.predict import write_prediction
 from touchstone_jax.report.job import Report, read_phases
 from touchstone_jax.report.pictures import draw_lesion
 from touchstone_jax.report.schema import Lesion
-from touchstone_jax.schemes import scheme
 
 SHAPE, SPACING_MM = (44, 40, 36), (4.0, 4.0, 5.0)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from touchstone_jax.resample import resample_image, resample_labels
-from touchstone_jax.spline import resample_axis
+from touchstone_jax.prepare.resample import resample_image, resample_labels
+from touchstone_jax.prepare.spline import resample_axis
 
 SHAPES = [(17, 9, 30), (20, 5, 11), (4, 18, 1), (13, 9, 11)]
 
@@ -58,7 +58,7 @@ def test_antialiasing_removes_what_the_coarse_grid_cannot_hold() -> None:
 def test_slabs_do_not_show(noise, monkeypatch: pytest.MonkeyPatch) -> None:
     array = noise.astype(np.float32)
     whole = [resample_axis(array, axis, 17, 3, True) for axis in range(3)]
-    monkeypatch.setattr("touchstone_jax.spline._SLAB_BYTES", 1)
+    monkeypatch.setattr("touchstone_jax.prepare.spline._SLAB_BYTES", 1)
     for axis in range(3):
         np.testing.assert_array_equal(resample_axis(array, axis, 17, 3, True), whole[axis])
 

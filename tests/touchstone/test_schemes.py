@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from touchstone_jax.labels import map_labels
-from touchstone_jax.schemes import SCHEMES, from_indices, scheme
+from touchstone_jax.labels.schemes import SCHEMES, from_indices, scheme
 
 NINE = [
     *("aorta", "gall_bladder", "kidney_left", "kidney_right", "liver", "pancreas"),

@@ -16,7 +16,7 @@ from tests.touchstone.toy_prepared import plan, volume, write_case, write_set
 from touchstone_jax import counts as voxel_counts
 from touchstone_jax import tasks
 from touchstone_jax.losses import IGNORE
-from touchstone_jax.plan import Plan
+from touchstone_jax.prepare.plan import Plan
 
 SMALL = {"model": {"name": "unet", "widths": (4, 8), "convs": 1, "decoder_convs": 1}, "patch": 8}
 PLAIN = {"augmentation": {"preset": "none"}, "validation": 0.3, "batch_dice": True}

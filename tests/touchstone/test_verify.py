@@ -9,12 +9,12 @@ import pytest
 
 from tests.touchstone.cases import PIXDIM, SHAPE, dataset, patch, rewrite, same, stored_as
 from tests.touchstone.test_bad_files import REFUSED
-from touchstone_jax.case_files import Case
-from touchstone_jax.duplicates import digest
 from touchstone_jax.findings import CHECKS, SEVERITIES, Finding, VolumeError, exit_code
 from touchstone_jax.io import read_ct
 from touchstone_jax.layouts import discover
+from touchstone_jax.layouts.case_files import Case
 from touchstone_jax.verify import examine, verify
+from touchstone_jax.verify.duplicates import digest
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from touchstone_jax.plan import Plan
-from touchstone_jax.schemes import scheme
+from touchstone_jax.labels.schemes import scheme
+from touchstone_jax.prepare.plan import Plan
 
 SCHEME = scheme("abdomenatlas_1.0")
 # Phantoms draw an organ's HU within 10 of its mean; these stand alone.

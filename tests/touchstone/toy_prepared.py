@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from touchstone_jax.geometry import Geometry
-from touchstone_jax.plan import Plan
+from touchstone_jax.io.geometry import Geometry
 from touchstone_jax.prepare import sample_foreground
-from touchstone_jax.prepared import write_prepared
+from touchstone_jax.prepare.plan import Plan
+from touchstone_jax.prepare.prepared import write_prepared
 
 SHAPE = (20, 17, 40)
 

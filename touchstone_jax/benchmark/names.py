@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from touchstone_jax.schemes import SCHEMES
+from touchstone_jax.labels.schemes import SCHEMES
 
 METRICS = ("dsc", "nsd")
 """Scores in 0..1, higher is better; the names of the result files."""

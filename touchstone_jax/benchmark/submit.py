@@ -16,11 +16,11 @@ import numpy as np
 from touchstone_jax.benchmark.names import METRICS, TOUCHSTONE_ORGANS
 from touchstone_jax.benchmark.reading import read_results, read_scores
 from touchstone_jax.benchmark.results import Results
-from touchstone_jax.case_files import Case, folders, volume, volumes
 from touchstone_jax.findings import VolumeError
-from touchstone_jax.grids import same_geometry
 from touchstone_jax.io import read_geometry
+from touchstone_jax.io.grids import same_geometry
 from touchstone_jax.layouts import discover
+from touchstone_jax.layouts.case_files import Case, folders, volume, volumes
 
 SHOWN = 5
 """How many cases a line names; it always says how many there are."""

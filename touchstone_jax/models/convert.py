@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from touchstone_jax.depthwise import DepthwiseConv, DepthwiseUp
-from touchstone_jax.dropout import RandomStream
 from touchstone_jax.layers import Conv, InstanceNorm, UpConv
+from touchstone_jax.layers.depthwise import DepthwiseConv, DepthwiseUp
+from touchstone_jax.layers.dropout import RandomStream
+from touchstone_jax.layers.transposed import TransposedConv
 from touchstone_jax.legal import unknown
 from touchstone_jax.models.create import MODELS, create
 from touchstone_jax.models.graph import GroupedDense
-from touchstone_jax.transposed import TransposedConv
 
 # Layer -> our variable -> (torch's name, our axis for each of torch's).
 _CONV = {"kernel": ("weight", (4, 3, 0, 1, 2)), "bias": ("bias", (0,))}

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.deformable import DeformableConv
-from touchstone_jax.depthwise import DepthwiseConv
-from touchstone_jax.dropout import Dropout
 from touchstone_jax.layers import SLOPE, Conv, Triple
+from touchstone_jax.layers.deformable import DeformableConv
+from touchstone_jax.layers.depthwise import DepthwiseConv
+from touchstone_jax.layers.dropout import Dropout
 
 DROPOUT = 0.1
 

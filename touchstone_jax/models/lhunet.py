@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from touchstone_jax.layers import Conv, Triple, triple
+from touchstone_jax.layers.transposed import TransposedConv
 from touchstone_jax.models.hybrid import Hybrid, ResidualBlock, batch_norm
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import UShape, check, per_stage
-from touchstone_jax.transposed import TransposedConv
 
 
 class Stem(nnx.Module):

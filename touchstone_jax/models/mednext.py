@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.depthwise import DepthwiseConv, DepthwiseUp
 from touchstone_jax.layers import Conv, InstanceNorm, UpConv
+from touchstone_jax.layers.depthwise import DepthwiseConv, DepthwiseUp
 from touchstone_jax.models.ushape import UShape, check, per_stage
 
 SIZE_L = (3, 4, 8, 8, 8, 8, 8, 4, 3)
@@ -31,7 +31,7 @@ class Block(nnx.Module):
         kernel: of the depthwise convolution.
         mode: "same" (i = o), "down" or "up".
         dtype: of the convolutions.
-        lowering: of `touchstone_jax.depthwise.depthwise`.
+        lowering: of `touchstone_jax.layers.depthwise.depthwise`.
         rngs: initialisation.
     """
 
@@ -94,7 +94,7 @@ class MedNeXt(UShape):
         expansions: of each level.
         kernel: of the depthwise convolutions, odd.
         dtype: "float32" or "bfloat16", of convolutions; norms and logits stay float32.
-        lowering: of `touchstone_jax.depthwise.depthwise`.
+        lowering: of `touchstone_jax.layers.depthwise.depthwise`.
         remat: of `touchstone_jax.models.ushape.UShape`; the original does so.
         rngs: initialisation.
     """

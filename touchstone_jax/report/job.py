@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from touchstone_jax.case_files import volumes
 from touchstone_jax.findings import (
     ALLOWABLE,
     Finding,
@@ -22,8 +21,8 @@ from touchstone_jax.findings import (
     read_findings,
     write_findings,
 )
-from touchstone_jax.fingerprints import OverCases, hash_of
 from touchstone_jax.io import read_ct
+from touchstone_jax.layouts.case_files import volumes
 from touchstone_jax.report import check_rules
 from touchstone_jax.report.case import report_case
 from touchstone_jax.report.endpoint import Endpoint
@@ -34,6 +33,7 @@ from touchstone_jax.report.pictures import draw_lesions
 from touchstone_jax.report.schema import Report as Measured
 from touchstone_jax.report.statistics import statistics
 from touchstone_jax.report.write import write_report
+from touchstone_jax.verify.fingerprints import OverCases, hash_of
 
 VERSION = 1
 """Of what `run` writes; a change makes every case new."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from touchstone_jax.findings import Finding, VolumeError
-from touchstone_jax.geometry import Geometry
 from touchstone_jax.io import read_mask
+from touchstone_jax.io.geometry import Geometry
 from touchstone_jax.report.regions import Region, fitted
 
 NAMES: Mapping[str, tuple[str, ...]] = {

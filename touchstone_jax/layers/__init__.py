@@ -1,0 +1,31 @@
+"""Layers of the networks: 3-D convolutions that are fast in XLA, norms, what is built of them."""
+
+from touchstone_jax.layers.blocks import (
+    LOWERINGS,
+    SLOPE,
+    Conv,
+    ConvNormAct,
+    InstanceNorm,
+    Triple,
+    UpConv,
+    add_bias,
+    convolve,
+    he_normal,
+    triple,
+    upsample,
+)
+
+__all__ = [
+    "Conv",
+    "ConvNormAct",
+    "InstanceNorm",
+    "LOWERINGS",
+    "SLOPE",
+    "Triple",
+    "UpConv",
+    "add_bias",
+    "convolve",
+    "he_normal",
+    "triple",
+    "upsample",
+]
