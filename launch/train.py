@@ -39,8 +39,10 @@ def abstract_state(task: Task, mesh: jax.sharding.Mesh) -> Any:
     return meshes.place(abstract, mesh)
 
 
-def compile_step(task: Task, placed: Any, stream: Stream, mesh: jax.sharding.Mesh) -> Any:
-    """`step(state, batch, rng) -> (state, metrics)` compiled ahead: it can never recompile.
+def trace_step(
+    task: Task, placed: Any, stream: Stream, mesh: jax.sharding.Mesh
+) -> jax.stages.Traced:
+    """`step(state, batch, rng) -> (state, metrics)` traced: what it computes, not yet a program.
 
     Raises:
         SetupError: the task refuses its configuration, or does not return what was agreed.
@@ -55,17 +57,26 @@ def compile_step(task: Task, placed: Any, stream: Stream, mesh: jax.sharding.Mes
         out_shardings=(shardings, same),
     )
     try:
-        lowered = step.lower(placed, stream.abstract(), rng)
+        traced = step.trace(placed, stream.abstract(), rng)
     except REFUSALS as error:
         raise SetupError(f"{type(task).__name__}.step: {told(error)}") from error
-    state, metrics = lowered.out_info
+    state, metrics = traced.out_info
     _same_structure(task, "step", placed, state)
     if "loss" not in metrics or any(m.shape for m in metrics.values()):
         raise SetupError(
             f"{type(task).__name__}.step must return scalars with 'loss' among them, "
             f"not { {k: m.shape for k, m in metrics.items()} }"
         )
-    return lowered.compile()
+    return traced
+
+
+def compile_step(task: Task, placed: Any, stream: Stream, mesh: jax.sharding.Mesh) -> Any:
+    """The step compiled ahead: it can never recompile.
+
+    Raises:
+        SetupError: as `trace_step`.
+    """
+    return trace_step(task, placed, stream, mesh).lower().compile()
 
 
 def _same_structure(task: Task, where: str, expected: Any, got: Any) -> None:
