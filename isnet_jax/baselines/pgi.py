@@ -21,7 +21,7 @@ from isnet_jax.baselines.terms import (
     needs,
     not_negative,
 )
-from isnet_jax.distill import freeze
+from isnet_jax.distill.heads import freeze
 from isnet_jax.isnet import Programs, cross_entropy
 
 TINY = 1e-12
