@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 Batch = dict[str, Array]
 Feed = Callable[["grain.MapDataset"], Iterable[Batch]]
+Network = Callable[[Float[Array, "b x y z c"]], Float[Array, "b x y z k"]]
 TRAIN, VAL, TILES = "train", "val", "tiles"
 
 
@@ -109,19 +110,22 @@ class Segmenter:
         self._graphs = self._programs(model)
         self.dataset(TRAIN)
 
-    def _programs(self, model: Mapping[str, Any]) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-        """Static halves of the network in training and in evaluation mode."""
+    def _programs(self, model: Mapping[str, Any]) -> dict[str, nnx.GraphDef]:
+        """Static halves of the network by mode: training, evaluation, evaluation to features."""
         self._model = _planned(model, self._plan.spacing_mm, self._patch)
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
         x = jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32)
         nnx.eval_shape(lambda m, x: m(x), abstract, x)  # refuses a patch that does not fit
         graphdef, variables = nnx.split(abstract)
         twin = nnx.merge(graphdef, nnx.to_pure_dict(variables))
-        found = []
-        for switch in (twin.train, twin.eval):
+        found = {}
+        modes = {"train": twin.train, "eval": twin.eval}
+        if hasattr(twin, "headless"):
+            modes["features"] = partial(twin.eval, headless=True)
+        for mode, switch in modes.items():
             switch()
-            found.append(nnx.split(twin, nnx.Param, ...)[0])
-        return found[0], found[1]
+            found[mode] = nnx.split(twin, nnx.Param, ...)[0]
+        return found
 
     def _create(self, rngs: nnx.Rngs) -> nnx.Module:
         return create(**self._model, num_classes=self._labels.num_classes, rngs=rngs)
@@ -166,7 +170,7 @@ class Segmenter:
         )
 
         def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
-            network = nnx.merge(self._graphs[0], params, state["rest"])
+            network = nnx.merge(self._graphs["train"], params, state["rest"])
             terms = segmentation_loss(network(image), labels, batch["annotated"], **self._loss)
             return terms["loss"], (terms, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param))))
 
@@ -212,7 +216,7 @@ class Segmenter:
         labels = jnp.where(
             valid[:, None, None, None], batch["labels"], jnp.asarray(IGNORE, batch["labels"].dtype)
         )
-        logits = self._network(state)(batch["image"].astype(jnp.float32))
+        logits = self._part(self._logits, state)(batch["image"].astype(jnp.float32))
 
         def loss(logits: Array, labels: Array, annotated: Array) -> Array:
             return sum(dice_cross_entropy(logits[None], labels[None], annotated[None]))
@@ -225,24 +229,33 @@ class Segmenter:
             "samples": valid.sum(),
         }
 
-    def _network(self, state: State) -> Callable[[Float[Array, "b x y z 1"]], Array]:
+    def _part(self, apply: Callable[..., Array], state: State) -> Network:
         params = state["ema"]["params"] if self._ema else state["params"]
-        return jax.tree_util.Partial(self._apply, params, state["rest"])
+        return jax.tree_util.Partial(apply, params, state["rest"])
 
-    def _apply(self, params: Any, rest: Any, x: Array) -> Array:
-        return nnx.merge(self._graphs[1], params, rest)(x)
+    def _logits(self, params: Any, rest: Any, x: Array) -> Array:
+        return nnx.merge(self._graphs["eval"], params, rest)(x)
+
+    def _features(self, params: Any, rest: Any, x: Array) -> Array:
+        return nnx.merge(self._graphs["features"], params, rest)(x)
+
+    def _scores(self, params: Any, rest: Any, features: Array) -> Array:
+        return nnx.merge(self._graphs["features"], params, rest).score(features)
 
     def predictor(
         self, state: State
-    ) -> tuple[Callable[[Float[Array, "b x y z 1"]], Array], dict[str, Any], str]:
+    ) -> tuple[Network | tuple[Network, Network], dict[str, Any], str]:
         """(network, plan, label scheme): what `touchstone_jax.jobs.Predict` needs.
 
         The network is a pure function of normalised float32 (b, x, y, z, 1) to float32 logits
-        (b, x, y, z, k), and a pytree of its parameters; the plan is `Plan.to_json` with the patch
-        that was trained on.
+        (b, x, y, z, k), or a pair: to features, and linearly from these to the logits. Each is a
+        pytree of its parameters. The plan is `Plan.to_json` with the patch that was trained on.
         """
         plan = {**self._plan.to_json(), "patch": list(self._patch)}
-        return self._network(state), plan, self._labels.name
+        if "features" not in self._graphs:
+            return self._part(self._logits, state), plan, self._labels.name
+        pair = self._part(self._features, state), self._part(self._scores, state)
+        return pair, plan, self._labels.name
 
 
 def running_mean(mean: Any, params: Any, decay: float) -> Any:

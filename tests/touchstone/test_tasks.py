@@ -92,7 +92,7 @@ def test_scores_of_patches_and_tiles(task, trained, one):
 @pytest.fixture(scope="module")
 def run():
     """A predictor is a pytree: its parameters are arguments of the program, not constants."""
-    return jax.jit(lambda network, x: network(x))
+    return jax.jit(lambda pair, x: pair[1](pair[0](x)))
 
 
 def test_dice_of_tiles_is_that_of_the_whole_case(task, trained, one, run):
@@ -128,17 +128,24 @@ def test_the_running_mean_follows_its_formula_and_predicts(task, trained):
         np.testing.assert_allclose(mean, keep * old + (1 - keep) * new, rtol=1e-5, atol=1e-7)
     assert int(states[40]["ema"]["steps"]) == 40
     network, _, _ = task.predictor(states[40])
-    for held, mean in zip(
-        jax.tree.leaves(network), jax.tree.leaves(states[40]["ema"]["params"]), strict=True
-    ):
-        np.testing.assert_array_equal(held, mean)
+    for part in network:
+        for held, mean in zip(
+            jax.tree.leaves(part), jax.tree.leaves(states[40]["ema"]["params"]), strict=True
+        ):
+            np.testing.assert_array_equal(held, mean)
 
 
 def test_predictor_gives_network_plan_and_scheme(task, trained, run):
     network, stored, labels = task.predictor(trained[0][40])
     assert Plan.from_json(stored) == plan(patch=(8, 8, 8)) and labels == "abdomenatlas_1.0"
-    logits = run(network, jnp.zeros((8, 8, 8, 8, 1)))
+    x = jnp.linspace(-1, 1, 8**4).reshape(8, 8, 8, 8, 1)
+    logits = run(network, x)
     assert logits.shape == (8, 8, 8, 8, 10) and logits.dtype == jnp.float32
+    features, _ = network
+    assert features(x).shape[-1] != 10
+    np.testing.assert_allclose(
+        logits, task._part(task._logits, trained[0][40])(x), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_eight_devices_take_the_step_of_one(task, trained):

@@ -163,8 +163,14 @@ class LHUNet(UShape):
             x, skip = self._run(up, x), skips.pop()
             x = self._run(stage, jnp.concatenate([x, skip.astype(x.dtype)], axis=-1))
         x = jnp.concatenate([x, self._run(self.out_skip, image)], axis=-1)
-        logits = self.head(self._run(self.out, x))
-        return logits if self.deterministic else (logits,)
+        x = self._run(self.out, x)
+        if self.deterministic:
+            return x if self.headless else self.score(x)
+        return (self.score(x),)
+
+    def score(self, features: Float[Array, "b x y z f"]) -> Float[Array, "b x y z k"]:
+        """Logits from what the ``headless`` network gives."""
+        return self.head(features)
 
     def torch_name(self, path: str) -> str:
         """Name in LHU-Net's state dict of the module at our slash ``path``."""

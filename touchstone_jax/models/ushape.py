@@ -22,7 +22,8 @@ class UShape(nnx.Module):
 
     (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes), float32; each of x, y and z a
     multiple of `divisor`. In training (``deterministic=False``, e.g. by ``model.train()``) a tuple
-    of the logits of every scale comes back, the finest first, for deep supervision.
+    of the logits of every scale comes back, the finest first, for deep supervision. Else, where
+    ``headless`` is set (e.g. by ``model.eval(headless=True)``), what `score` makes the logits of.
 
     Args:
         encoder: stages, the finest first.
@@ -57,7 +58,8 @@ class UShape(nnx.Module):
     ) -> None:
         self.encoder, self.ups = nnx.List(encoder), nnx.List(ups)
         self.decoder, self.heads = nnx.List(decoder), nnx.List(heads)
-        self.strides, self.remat, self.deterministic = tuple(strides), remat, True
+        self.strides, self.remat = tuple(strides), remat
+        self.deterministic, self.headless = True, False
 
     def __call__(
         self, x: Float[Array, "b x y z i"]
@@ -90,13 +92,22 @@ class UShape(nnx.Module):
             x, skip = self._run(up, x), skips.pop()
             x = x + skip if self.adds else jnp.concatenate([x, skip], axis=-1)
             x = self._run(stage, x)
-            logits.append(None if self.deterministic and skips else head(x))
-        return logits[-1] if self.deterministic else tuple(reversed(logits))
+            if not self.deterministic:
+                logits.append(head(x))
+        if self.deterministic:
+            return x if self.headless else self.score(x)
+        return tuple(reversed(logits))
 
-    def set_view(self, deterministic: bool | None = None) -> None:
+    def score(self, features: Float[Array, "b x y z f"]) -> Float[Array, "b x y z k"]:
+        """Logits of the finest scale from what the ``headless`` network gives; linear."""
+        return self.heads[len(self.decoder) - 1](features)
+
+    def set_view(self, deterministic: bool | None = None, headless: bool | None = None) -> None:
         """What ``nnx.view(model, deterministic=…)`` calls on its copy."""
         if deterministic is not None:
             self.deterministic = deterministic
+        if headless is not None:
+            self.headless = headless
 
     @property
     def divisor(self) -> Triple:
