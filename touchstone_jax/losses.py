@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Integer
 IGNORE = 255
 """Label of voxels that count nowhere."""
 
+ACTIVATIONS = ("softmax", "sigmoid")
+"""Logits are of classes that exclude each other, or of organs each against its absence."""
+
 
 def log_probabilities(
     logits: Float[Array, "b x y z k"], annotated: Bool[Array, "b k"] | None = None
@@ -52,6 +55,32 @@ def cross_entropy(
     at = jnp.where(valid, labels, 0).astype(jnp.int32)[..., None]
     picked = jnp.where(valid, jnp.take_along_axis(logs, at, axis=-1)[..., 0], 0)
     return -picked.sum() / jnp.maximum(valid.sum(), 1).astype(logs.dtype)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "b x y z k"],
+    labels: Integer[Array, "b x y z"],
+    annotated: Bool[Array, "b k"] | None = None,
+) -> Float[Array, ""]:
+    """Mean of -log p over organs and voxels, each organ against its absence; 0 if there is none.
+
+    Voxels of `IGNORE` and organs that nobody looked for in a sample are left out. The background's
+    logits are not read.
+
+    Args:
+        logits: any real numbers.
+        labels: 0..k - 1 or `IGNORE`.
+        annotated: whether the class was looked for in the sample; None for all.
+    """
+    logits = _exact(logits)[..., 1:]
+    organs = jnp.arange(1, logits.shape[-1] + 1, dtype=labels.dtype).reshape(1, 1, 1, 1, -1)
+    entropy = jax.nn.softplus(jnp.where(labels[..., None] == organs, -logits, logits))
+    counted = (labels != IGNORE)[..., None]
+    if annotated is not None:
+        counted = counted & annotated[:, None, None, None, 1:]
+    counted = jnp.broadcast_to(counted, entropy.shape)
+    number = jnp.maximum(counted.sum(dtype=logits.dtype), 1)
+    return jnp.where(counted, entropy, 0).sum() / number
 
 
 def soft_dice(
@@ -101,18 +130,26 @@ def dice_cross_entropy(
     *,
     batch: bool = False,
     smooth: float = 1e-5,
+    activation: str = "softmax",
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(cross-entropy, 1 - soft Dice) of one scale; nnU-Net minimises their sum.
 
-    Arguments as for `log_probabilities` and `soft_dice`.
+    Arguments as for `log_probabilities` and `soft_dice`. With the activation "sigmoid" the
+    cross-entropy is `binary_cross_entropy`, and organs that nobody looked for count nowhere.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or none of `ACTIVATIONS`.
     """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}; legal: {', '.join(ACTIVATIONS)}")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} do not fit")
     if annotated is not None and annotated.shape != (logits.shape[0], logits.shape[-1]):
         raise ValueError(f"annotated {annotated.shape} does not fit logits {logits.shape}")
+    if activation == "sigmoid":
+        logs = jax.nn.log_sigmoid(_exact(logits))
+        dice = soft_dice(logs, labels, annotated, batch=batch, smooth=smooth)
+        return binary_cross_entropy(logits, labels, annotated), 1 - dice
     logs = log_probabilities(logits, annotated)
     dice = soft_dice(logs, labels, annotated, batch=batch, smooth=smooth)
     return cross_entropy(logs, labels), 1 - dice
@@ -154,6 +191,8 @@ def segmentation_loss(
     *,
     batch: bool = False,
     smooth: float = 1e-5,
+    activation: str = "softmax",
+    weights: Sequence[float] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """Weighted sums over the scales: "loss", "cross_entropy" and "dice_loss", which make it up.
 
@@ -163,15 +202,20 @@ def segmentation_loss(
         annotated: as for `log_probabilities`.
         batch: of `soft_dice`.
         smooth: of `soft_dice`.
+        activation: of `ACTIVATIONS`.
+        weights: of the scales; None for `deep_supervision_weights`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, none of `ACTIVATIONS`, or not a weight for each scale.
     """
-    terms = []
-    for weight, scale in zip(deep_supervision_weights(len(logits)), logits, strict=True):
+    terms, how = [], {"batch": batch, "smooth": smooth, "activation": activation}
+    weights = deep_supervision_weights(len(logits)) if weights is None else tuple(weights)
+    if len(weights) != len(logits):
+        raise ValueError(f"weights={weights}; expected one for each of {len(logits)} scales")
+    for weight, scale in zip(weights, logits, strict=True):
         if weight:  # what weighs nothing is not computed
             thin = coarser_labels(labels, scale.shape[1:4])
-            pair = dice_cross_entropy(scale, thin, annotated, batch=batch, smooth=smooth)
+            pair = dice_cross_entropy(scale, thin, annotated, **how)
             terms.append([np.asarray(weight, term.dtype) * term for term in pair])
     entropy, dice = (sum(column[1:], column[0]) for column in zip(*terms, strict=True))
     return {"loss": entropy + dice, "cross_entropy": entropy, "dice_loss": dice}

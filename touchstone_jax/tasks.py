@@ -114,13 +114,15 @@ class Segmenter:
         """Static halves of the network by mode: training, evaluation, evaluation to features."""
         self._model = _planned(model, self._plan.spacing_mm, self._patch)
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
+        self._loss["activation"] = getattr(abstract, "activation", "softmax")
+        self._loss["weights"] = getattr(abstract, "scale_weights", None)
         x = jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32)
         nnx.eval_shape(lambda m, x: m(x), abstract, x)  # refuses a patch that does not fit
         graphdef, variables = nnx.split(abstract)
         twin = nnx.merge(graphdef, nnx.to_pure_dict(variables))
         found = {}
         modes = {"train": twin.train, "eval": twin.eval}
-        if hasattr(twin, "headless"):
+        if getattr(twin, "headless", None) is not None:
             modes["features"] = partial(twin.eval, headless=True)
         for mode, switch in modes.items():
             switch()
@@ -219,7 +221,8 @@ class Segmenter:
         logits = self._part(self._logits, state)(batch["image"].astype(jnp.float32))
 
         def loss(logits: Array, labels: Array, annotated: Array) -> Array:
-            return sum(dice_cross_entropy(logits[None], labels[None], annotated[None]))
+            how = {"activation": self._loss["activation"]}
+            return sum(dice_cross_entropy(logits[None], labels[None], annotated[None], **how))
 
         each = jax.vmap(loss)(logits, labels, batch["annotated"])
         case = batch.get("case", jnp.zeros(len(valid), jnp.int32))

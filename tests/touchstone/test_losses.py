@@ -71,6 +71,56 @@ def test_both_terms_are_the_slow_ones(batch, annotated, ignored, x64):
     np.testing.assert_allclose(got, slow(logits, labels, annotated, batch), rtol=1e-9, atol=1e-9)
 
 
+def slow_sigmoid(logits, labels, annotated):
+    """(binary cross-entropy, 1 - Dice), voxel by voxel with math.exp."""
+    entropies, scores = [], []
+    for b in range(len(labels)):
+        for k in range(1, logits.shape[-1]):
+            both = either = 0.0
+            for at in np.ndindex(labels.shape[1:]):
+                if not annotated[b, k] or labels[(b, *at)] == IGNORE:
+                    continue
+                p, truth = 1 / (1 + math.exp(-logits[(b, *at, k)])), labels[(b, *at)] == k
+                entropies.append(-math.log(p if truth else 1 - p))
+                both, either = both + p * truth, either + p + truth
+            if annotated[b, k]:
+                scores.append((2 * both + 1e-5) / (either + 1e-5))
+    return np.mean(entropies), 1 - np.mean(scores)
+
+
+@pytest.mark.parametrize("annotated", [np.ones((2, 4), bool), PARTIAL])
+def test_organs_each_against_their_absence(annotated, x64):
+    logits, labels = drawn(7)
+    labels[0, 1] = IGNORE
+    how = {"activation": "sigmoid"}
+    got = losses.dice_cross_entropy(*map(jnp.asarray, (logits, labels, annotated)), **how)
+    np.testing.assert_allclose(got, slow_sigmoid(logits, labels, annotated), rtol=1e-9)
+    if annotated.all():
+        assert losses.dice_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), **how) == got
+    none = losses.dice_cross_entropy(
+        jnp.asarray(logits), jnp.full(SHAPE, IGNORE, jnp.uint8), every(False), **how
+    )
+    assert none[0] == 0 and none[1] == 0
+
+
+def test_what_no_organ_has_to_do_with_moves_no_sigmoid():
+    """The background's logits, voxels to ignore, organs not looked for; extremes stay finite."""
+    logits, labels = drawn(5, scale=1e4)
+    labels[:, 0] = IGNORE
+
+    def loss(logits):
+        how = {"activation": "sigmoid"}
+        return losses.segmentation_loss([logits], jnp.asarray(labels), PARTIAL, **how)["loss"]
+
+    value, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, jnp.float32))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    grad = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(logits / 1e4, jnp.float32)))
+    assert not grad[..., 0].any() and not grad[:, 0].any()
+    for sample, known in zip(grad[:, 1:], PARTIAL, strict=True):
+        assert (sample[..., 1:][..., known[1:]] != 0).all()
+        assert not sample[..., 1:][..., ~known[1:]].any()
+
+
 @pytest.fixture(scope="module")
 def gradient():
     def loss(logits, labels, annotated):
@@ -151,6 +201,10 @@ def test_scales_are_weighted_as_nnunets(x64):
     assert float(got["cross_entropy"]) == pytest.approx(expected[0], rel=1e-9)
     assert float(got["dice_loss"]) == pytest.approx(expected[1], rel=1e-9)
     assert float(got["loss"]) == pytest.approx(sum(expected), rel=1e-9)
+    own = losses.segmentation_loss(
+        [jnp.asarray(a) for a in logits], jnp.asarray(labels), weights=(0.0, 1.0, 0.0)
+    )
+    assert float(own["loss"]) == pytest.approx(sum(middle), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +214,14 @@ def test_scales_are_weighted_as_nnunets(x64):
         (lambda x, y: losses.dice_cross_entropy(x, y, every()[:, :3]), r"annotated \(2, 3\)"),
         (lambda x, y: losses.coarser_labels(y, (2, 2, 4)), r"\(3, 2, 4\) cannot be thinned"),
         (lambda x, y: losses.deep_supervision_weights(0), "scales=0; expected at least 1"),
+        (
+            lambda x, y: losses.dice_cross_entropy(x, y, activation="tanh"),
+            "activation='tanh'; legal: softmax, sigmoid",
+        ),
+        (
+            lambda x, y: losses.segmentation_loss([x], y, weights=(0.5, 0.5)),
+            r"weights=\(0.5, 0.5\); expected one for each of 1 scales",
+        ),
     ],
 )
 def test_misfits_are_told(call, said):

@@ -224,9 +224,10 @@ class InstanceNorm(nnx.Module):
 
 
 class ConvNormAct(nnx.Module):
-    """Convolution, instance norm and leaky ReLU: nnU-Net's unit. Arguments as for `Conv`.
+    """Convolution, norm and leaky ReLU: by default nnU-Net's unit. Arguments as for `Conv`.
 
-    With ``act=False`` the leaky ReLU is left out.
+    With ``act=False`` the leaky ReLU is left out. ``norm`` takes the place of an `InstanceNorm`,
+    ``slope`` that of `SLOPE`; with 0 it is a ReLU.
     """
 
     def __init__(
@@ -240,14 +241,16 @@ class ConvNormAct(nnx.Module):
         lowering: str = "auto",
         bias: bool = True,
         act: bool = True,
+        norm: nnx.Module | None = None,
+        slope: float = SLOPE,
         rngs: nnx.Rngs,
     ) -> None:
         how = {"dtype": dtype, "lowering": lowering, "bias": bias, "rngs": rngs}
         self.conv = Conv(inputs, outputs, kernel, strides, **how)
-        self.norm = InstanceNorm(outputs)
-        self.act = act
+        self.norm = InstanceNorm(outputs) if norm is None else norm
+        self.act, self.slope = act, slope
 
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b a b_ c o"]:
         """See the class."""
         x = self.norm(self.conv(x))
-        return jax.nn.leaky_relu(x, SLOPE) if self.act else x
+        return jax.nn.leaky_relu(x, self.slope) if self.act else x

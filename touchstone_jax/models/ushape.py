@@ -35,6 +35,12 @@ class UShape(nnx.Module):
 
     Attributes:
         label: name in messages.
+        activation: of `touchstone_jax.losses.ACTIVATIONS`. With "sigmoid" the background's logit is
+            0, so that the largest logit is that of the likeliest organ, or the background's where
+            no organ has a probability above a half.
+        scale_weights: of the training's scales in the loss; None for nnU-Net's.
+        headless: see above; None where logits do not follow linearly from features, so that a
+            sliding window must sum logits.
         adds: whether skips are added; else they are concatenated, after what comes from below.
         torch_ignored: regular expression over keys of the original's state dict that hold nothing
             of their own (copies, counters).
@@ -42,6 +48,8 @@ class UShape(nnx.Module):
     """
 
     label: ClassVar[str]
+    activation: ClassVar[str] = "softmax"
+    scale_weights: ClassVar[tuple[float, ...] | None] = None
     adds: ClassVar[bool] = False
     torch_ignored: ClassVar[str] = r"num_batches_tracked$"
     torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
