@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from touchstone_jax.clean import check_organs, clean, cleanings
+from touchstone_jax.draw import draw_labels
 from touchstone_jax.findings import ALLOWABLE
 from touchstone_jax.infer import SlidingWindow, check_options
 from touchstone_jax.inputs import open_inputs
@@ -51,6 +52,7 @@ class Predict:
             CT, or "nearest", which is faster and leaves the steps of the plan's spacing.
         clean: organ, or "*", to the options of `touchstone_jax.clean.Cleaning`; nothing by default.
         masks: write a mask for each organ.
+        picture: write ``prediction.png``: slices of the CT as the network saw it, and the organs.
         allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass.
         fingerprints: tell a changed CT by the "content" of its file, or by "stat".
 
@@ -72,6 +74,7 @@ class Predict:
         resampling: str = "linear",
         clean: Mapping[str, Mapping[str, Any]] | None = None,
         masks: bool = True,
+        picture: bool = True,
         allow: Sequence[str] = (),
         fingerprints: str = "content",
     ) -> None:
@@ -88,7 +91,8 @@ class Predict:
         }
         self._window = None if window is None else tuple(window)
         check_options(self._window or (1, 1, 1), **self._how)
-        self._resampling, self._masks, self._allow = resampling, masks, tuple(allow)
+        self._resampling, self._allow = resampling, tuple(allow)
+        self._masks, self._picture = masks, picture
         self._clean = cleanings(clean or {})
         self._inputs = open_inputs(data, layout, fingerprints)
         self._lock = threading.Lock()
@@ -140,6 +144,11 @@ class Predict:
         labels = self._back(small, source)
         labels, cleaned = clean(labels, spacing, self.scheme.indices, self._clean)
         write_prediction(folder, labels, source, self.scheme, masks=self._masks)
+        if self._picture:
+            hu = image * self.plan.std_hu + self.plan.mean_hu
+            seen = resample_labels(labels, image.shape, order=0)
+            drawn = draw_labels(hu, seen, self.plan.spacing_mm, self.scheme.indices)
+            drawn.save(folder / "prediction.png")
         voxels = label_counts(labels, self.scheme.num_classes)
         ml = float(np.prod(spacing)) / 1000
         return {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from launch.__main__ import main
 from tests.touchstone.cases import SHAPE, SPACING_MM, dataset, rewrite, same, stored_as
@@ -208,10 +209,13 @@ def test_fingerprints_follow_the_ct_alone(data: Path) -> None:
 
 def test_cleaning_and_masks_are_options(data: Path, tmp_path: Path) -> None:
     plain = _run(_job(data), "ras", tmp_path / "plain")
-    options = {"clean": {"*": {"largest": True}, "aorta": {"min_ml": 1e5}}, "masks": False}
+    options = {"clean": {"*": {"largest": True}, "aorta": {"min_ml": 1e5}}}
+    options |= {"masks": False, "picture": False}
     row = _run(_job(data, **options), "ras", tmp_path / "clean")
     assert row["ml_aorta"] == 0 < plain["ml_aorta"] and row["cleaned_aorta"] > 0
     assert [p.name for p in (tmp_path / "clean" / "ras").iterdir()] == ["combined_labels.nii.gz"]
+    with Image.open(tmp_path / "plain" / "ras" / "prediction.png") as drawn:
+        assert np.ptp(np.asarray(drawn)) > 200
     assert "cleaned_liver" in row and "cleaned_liver" not in plain
 
 

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Real, UInt8
+from jaxtyping import Real
 
+from touchstone_jax.draw import grey
 from touchstone_jax.io import Volume
 from touchstone_jax.report.schema import Lesion, Report, tenth
 
 if TYPE_CHECKING:
     from PIL import Image
-
-WINDOW_HU = (-160.0, 240.0)
-"""HU shown as black and white: an abdominal window, level 40, width 400."""
 
 MARGIN_MM = 40.0
 LEAST_SIDE = 256
@@ -63,12 +61,12 @@ def draw_lesion(
 
     z = min(max(lesion.slice_index, 0), hu.shape[2] - 1)
     low, high = _box(hu.shape, spacing_mm, lesion)
-    grey = _grey(hu[low[0] : high[0], low[1] : high[1], z])
+    shown = grey(hu[low[0] : high[0], low[1] : high[1], z])
     wide, tall = ((high[k] - low[k]) * spacing_mm[k] for k in range(2))
     scale = max(LEAST_SIDE / min(wide, tall), 1.0)
     size = (max(1, round(wide * scale)), max(1, round(tall * scale)))
     # Rows of a picture run down and x runs to the patient's right: both axes are turned over.
-    image = Image.fromarray(np.ascontiguousarray(grey.T[::-1, ::-1])).convert("RGB")
+    image = Image.fromarray(np.ascontiguousarray(shown.T[::-1, ::-1])).convert("RGB")
     image = image.resize(size, Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(image)
     for ends, colour in ((lesion.ends, _LONGEST), (lesion.across, _ACROSS)):
@@ -84,12 +82,6 @@ def _box(shape: tuple[int, ...], spacing_mm: tuple[float, ...], lesion: Lesion):
     low = [max(0, lesion.start[k] - margin[k]) for k in range(2)]
     high = [min(shape[k], max(lesion.stop[k], lesion.start[k] + 1) + margin[k]) for k in range(2)]
     return low, high
-
-
-def _grey(hu: Real[np.ndarray, "x y"]) -> UInt8[np.ndarray, "x y"]:
-    black, white = WINDOW_HU
-    shown = np.clip((hu.astype(np.float64) - black) / (white - black), 0, 1)
-    return np.rint(255 * shown).astype(np.uint8)
 
 
 def _pixel(point: tuple[float, float], low, high, size) -> tuple[float, float]:
