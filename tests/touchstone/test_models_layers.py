@@ -11,6 +11,7 @@ from flax import nnx
 from touchstone_jax.layers.deformable import deformable, sample
 from touchstone_jax.layers.depthwise import depthwise, depthwise_up
 from touchstone_jax.layers.dropout import Dropout
+from touchstone_jax.layers.resize import block_maxima, nearest, trilinear
 from touchstone_jax.layers.transposed import double
 from touchstone_jax.models import graph
 
@@ -147,6 +148,29 @@ def test_dropout_zeroes_its_share_and_goes_on():
     assert (made == made[:, :1]).all() and 0 < (made == 0).mean() < 1
     with pytest.raises(ValueError, match="dropout=1; expected a share"):
         Dropout(1, rngs=nnx.Rngs(0))
+
+
+def test_interpolation_keeps_the_corners(x64):
+    x = normal(2, 3, 1, 4, 2)
+    expected = x
+    for axis, size in enumerate((5, 3, 4), start=1):
+        old = x.shape[axis]
+        at = np.linspace(0, old - 1, size)
+        line = lambda v, at=at, old=old: np.interp(at, np.arange(old), v)  # noqa: E731
+        expected = np.apply_along_axis(line, axis, expected)
+    got = jax.jit(trilinear, static_argnums=1)(jnp.asarray(x), (5, 3, 4))
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    half = jax.jit(trilinear, static_argnums=1)(jnp.asarray(x, jnp.bfloat16), (5, 3, 4))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_blocks_and_copies():
+    x = normal(1, 4, 2, 6, 3).astype(np.float32)
+    blocks = x.reshape(1, 2, 2, 1, 2, 3, 2, 3)
+    np.testing.assert_array_equal(block_maxima(jnp.asarray(x)), blocks.max((2, 4, 6)))
+    copies = nearest(jnp.asarray(x), (2, 1, 3))
+    np.testing.assert_array_equal(copies, np.repeat(np.repeat(x, 2, 1), 3, 3))
 
 
 def test_maxima_go_back_where_they_stood():

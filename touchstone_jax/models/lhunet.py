@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from touchstone_jax.layers import Conv, Triple, triple
+from touchstone_jax.layers.resize import block_maxima
 from touchstone_jax.layers.transposed import TransposedConv
 from touchstone_jax.models.hybrid import Hybrid, ResidualBlock, batch_norm
 from touchstone_jax.models.unet import renamed
@@ -55,7 +54,7 @@ class Down(nnx.Module):
 
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b a b_ c o"]:
         """See the class."""
-        x = _block_maxima(self.down(x))
+        x = block_maxima(self.down(x))
         return x if self.vit is None else self.conv(x + self.vit(x))
 
 
@@ -200,11 +199,6 @@ class LHUNet(UShape):
         )
         found = renamed(path, names[:7]).replace(".", "/")
         return renamed(found, [*names[7:], (in_block, r"\1/conv")])
-
-
-def _block_maxima(x: Array) -> Float[Array, "b a b_ c_ c"]:
-    window = (1, 2, 2, 2, 1)
-    return jax.lax.reduce_window(x, -np.inf, jax.lax.max, window, window, "VALID")
 
 
 def _check(patch: Triple, first: int, hybrid: Sequence[int], heads: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from touchstone_jax.layers import SLOPE, Conv, ConvNormAct, InstanceNorm, Triple, triple
+from touchstone_jax.layers.resize import nearest
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import UShape, check, per_stage
 
@@ -57,11 +58,7 @@ class NearestUp(nnx.Module):
 
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b x_sx y_sy z_sz o"]:
         """See the class."""
-        made = self.conv(x)
-        (b, *sizes, o), (sx, sy, sz) = made.shape, self.strides
-        split = made.reshape(b, sizes[0], 1, sizes[1], 1, sizes[2], 1, o)
-        spread = jnp.broadcast_to(split, (b, sizes[0], sx, sizes[1], sy, sizes[2], sz, o))
-        return spread.reshape(b, *(n * s for n, s in zip(sizes, self.strides, strict=True)), o)
+        return nearest(self.conv(x), self.strides)
 
 
 class STUNet(UShape):
