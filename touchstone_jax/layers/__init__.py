@@ -11,6 +11,7 @@ from touchstone_jax.layers.blocks import (
     add_bias,
     convolve,
     he_normal,
+    standardise,
     triple,
     upsample,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "add_bias",
     "convolve",
     "he_normal",
+    "standardise",
     "triple",
     "upsample",
 ]

@@ -196,11 +196,20 @@ class UpConv(nnx.Module):
         return add_bias(made, self.bias)
 
 
-class InstanceNorm(nnx.Module):
-    """Each channel of each sample to mean 0 and variance 1, then scaled and shifted.
+def standardise(x: Float[Array, "b x y z c"], epsilon: float = 1e-5) -> Float[Array, "b x y z c"]:
+    """Each channel of each sample to mean 0 and variance 1: instance norm without parameters.
 
-    (b, x, y, z, c) to the same shape and type; statistics in float32, the variance is the biased
-    one. A constant channel becomes the shift.
+    Statistics in float32, the variance is the biased one plus ``epsilon``. A constant channel
+    becomes 0.
+    """
+    exact = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    centred = exact - exact.mean((1, 2, 3), keepdims=True)
+    variance = jnp.square(centred).mean((1, 2, 3), keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+
+
+class InstanceNorm(nnx.Module):
+    """`standardise`, then scaled and shifted: (b, x, y, z, c) to the same shape and type.
 
     Args:
         channels: c.
@@ -215,12 +224,9 @@ class InstanceNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
         """See the class."""
         exact = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-        centred = exact - exact.mean((1, 2, 3), keepdims=True)
-        variance = jnp.square(centred).mean((1, 2, 3), keepdims=True)
         params = (self.scale, self.bias)
         scale, bias = (p[...].astype(exact.dtype).reshape(1, 1, 1, 1, -1) for p in params)
-        made = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
-        return made.astype(x.dtype)
+        return (standardise(exact, self.epsilon) * scale + bias).astype(x.dtype)
 
 
 class ConvNormAct(nnx.Module):

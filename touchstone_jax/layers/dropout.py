@@ -18,16 +18,25 @@ class Dropout(nnx.Module):
     Args:
         rate: in [0, 1).
         whole_channels: whether all voxels of a channel of a sample share one draw.
+        whole_samples: whether all entries of a sample share one draw.
         rngs: seed of the stream, which every call in training mode advances.
 
     Raises:
         ValueError: another rate.
     """
 
-    def __init__(self, rate: float, *, whole_channels: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        rate: float,
+        *,
+        whole_channels: bool = False,
+        whole_samples: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         if not 0 <= rate < 1:
             raise ValueError(f"dropout={rate}; expected a share in [0, 1)")
-        self.rate, self.whole_channels, self.deterministic = rate, whole_channels, True
+        self.rate, self.deterministic = rate, True
+        self.whole_channels, self.whole_samples = whole_channels, whole_samples
         self.stream = RandomStream(jax.random.key_data(rngs.dropout())) if rate else None
 
     def __call__(self, x: Float[Array, "b *sides c"]) -> Float[Array, "b *sides c"]:
@@ -36,7 +45,9 @@ class Dropout(nnx.Module):
             return x
         onward, now = jax.random.split(jax.random.wrap_key_data(self.stream[...]))
         self.stream.set_value(jax.random.key_data(onward))
-        shape = (len(x), *[1] * (x.ndim - 2), x.shape[-1]) if self.whole_channels else x.shape
+        shape = x.shape
+        if self.whole_channels or self.whole_samples:
+            shape = (len(x), *[1] * (x.ndim - 2), 1 if self.whole_samples else x.shape[-1])
         keep = jnp.broadcast_to(jax.random.bernoulli(now, 1 - self.rate, shape), x.shape)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
