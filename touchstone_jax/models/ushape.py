@@ -140,17 +140,17 @@ class UShape(nnx.Module):
         return x
 
 
-def recomputed(module: nnx.Module, x: Array) -> Array:
-    """``module(x)``, of which only x is kept for the gradients (Chen et al. 2016)."""
+def recomputed(module: nnx.Module, *inputs: Array) -> Array:
+    """``module(*inputs)``, of which only these are kept for the gradients (Chen et al. 2016)."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
     @jax.checkpoint
-    def run(params: object, rest: object, x: Array) -> tuple[Array, object]:
+    def run(params: object, rest: object, *inputs: Array) -> tuple[Array, object]:
         copy = nnx.merge(graphdef, params, rest)
-        made = copy(x)
+        made = copy(*inputs)
         return made, nnx.to_pure_dict(nnx.state(copy, nnx.Not(nnx.Param)))
 
-    made, after = run(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), x)
+    made, after = run(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), *inputs)
     nnx.replace_by_pure_dict(rest, after)
     nnx.update(module, rest)
     return made
