@@ -29,7 +29,8 @@ class UShape(nnx.Module):
         encoder: stages, the finest first.
         ups: modules that enlarge, the deepest first; one fewer than the stages.
         decoder: stages after each merge.
-        heads: to the logits of each decoder stage; one more is that of the encoder's last stage.
+        heads: to the logits of each decoder stage; one more is that of the encoder's last stage,
+            fewer are those of the last decoder stages, e.g. one alone without deep supervision.
         strides: by how much each encoder stage shrinks.
         remat: whether blocks are computed again for their gradients instead of being stored.
 
@@ -96,11 +97,13 @@ class UShape(nnx.Module):
         logits, heads, skips = [], list(self.heads), list(skips)
         if len(heads) > len(self.decoder) and not self.deterministic:
             logits.append(heads[-1](x))
-        for up, stage, head in zip(self.ups, self.decoder, heads[: len(self.ups)], strict=True):
+        count = len(self.decoder)
+        heads = [*[None] * (count - len(heads)), *heads[:count]]
+        for up, stage, head in zip(self.ups, self.decoder, heads, strict=True):
             x, skip = self._run(up, x), skips.pop()
             x = x + skip if self.adds else jnp.concatenate([x, skip], axis=-1)
             x = self._run(stage, x)
-            if not self.deterministic:
+            if head is not None and not self.deterministic:
                 logits.append(head(x))
         if self.deterministic:
             return x if self.headless else self.score(x)
@@ -108,7 +111,7 @@ class UShape(nnx.Module):
 
     def score(self, features: Float[Array, "b x y z f"]) -> Float[Array, "b x y z k"]:
         """Logits of the finest scale from what the ``headless`` network gives; linear."""
-        return self.heads[len(self.decoder) - 1](features)
+        return self.heads[min(len(self.decoder), len(self.heads)) - 1](features)
 
     def set_view(self, deterministic: bool | None = None, headless: bool | None = None) -> None:
         """What ``nnx.view(model, deterministic=…)`` calls on its copy."""
