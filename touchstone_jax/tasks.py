@@ -8,6 +8,7 @@ before any compute.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ TRAIN, VAL, TILES = "train", "val", "tiles"
 
 class Segmenter:
     """Dice + cross-entropy training on random patches, with deep supervision.
+
+    A network with a method ``training_loss`` is trained by that instead, and parameters whose slash
+    path its ``frozen`` matches are not: the optimizer keeps nothing of them.
 
     Splits: "train", random patches of the training cases; "val", as many fixed ones of each
     validation case; "tiles", patches side by side that cover the validation cases.
@@ -91,7 +95,7 @@ class Segmenter:
         seed: int = 0,
     ) -> None:
         _check(smooth=smooth, ema=ema, val_patches=val_patches, seed=seed)
-        self._optimizer, self._ema = optimizer, ema
+        self._ema = ema
         self._set = read_set(data)
         self._plan, self._labels = self._set.plan, scheme(self._set.plan.labels)
         self._patch = triple(self._plan.patch if patch is None else patch, "patch")
@@ -108,6 +112,8 @@ class Segmenter:
         self.val_split = VAL if self._val else None
         self.test_splits = (TILES,) if self._val else ()
         self._graphs = self._programs(model)
+        every = all(jax.tree.leaves(self._trained))
+        self._optimizer = optimizer if every else optax.masked(optimizer, self._trained)
         self.dataset(TRAIN)
 
     def _programs(self, model: Mapping[str, Any]) -> dict[str, nnx.GraphDef]:
@@ -118,6 +124,7 @@ class Segmenter:
         self._loss["weights"] = getattr(abstract, "scale_weights", None)
         x = jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32)
         nnx.eval_shape(lambda m, x: m(x), abstract, x)  # refuses a patch that does not fit
+        self._trained = trained(abstract)
         graphdef, variables = nnx.split(abstract)
         twin = nnx.merge(graphdef, nnx.to_pure_dict(variables))
         found = {}
@@ -173,10 +180,12 @@ class Segmenter:
 
         def loss(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
             network = nnx.merge(self._graphs["train"], params, state["rest"])
-            terms = segmentation_loss(network(image), labels, batch["annotated"], **self._loss)
+            terms = self._terms(network, image, labels, batch["annotated"], rng)
             return terms["loss"], (terms, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param))))
 
         (_, (values, rest)), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        # Known to be zero, gradients of frozen parameters are not computed.
+        grads = jax.tree.map(lambda g, t: g if t else jnp.zeros_like(g), grads, self._trained)
         updates, opt_state = self._optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         values["gradient_norm"] = optax.tree.norm(grads)
@@ -184,6 +193,18 @@ class Segmenter:
         if self._ema:
             after["ema"] = running_mean(state["ema"], params, self._ema)
         return after, values
+
+    def _terms(
+        self, network: nnx.Module, image: Array, labels: Array, annotated: Array, rng: Array
+    ) -> dict[str, Array]:
+        """The loss and what it is the sum of: the network's own, or that of its logits."""
+
+        def loss(logits: Sequence[Array]) -> dict[str, Array]:
+            return segmentation_loss(logits, labels, annotated, **self._loss)
+
+        if not hasattr(network, "training_loss"):
+            return loss(network(image))
+        return network.training_loss(image, labels, annotated, jax.random.fold_in(rng, 1), loss)
 
     # --------------------------------------------------------------------- evaluation
 
@@ -268,8 +289,21 @@ def running_mean(mean: Any, params: Any, decay: float) -> Any:
     """
     n = mean["steps"].astype(jnp.float32)
     keep = jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n))
-    mixed = jax.tree.map(lambda m, p: keep * m + (1 - keep) * p, mean["params"], params)
+    # In this form the mean of what never changes stays exactly that.
+    mixed = jax.tree.map(lambda m, p: m + (1 - keep) * (p - m), mean["params"], params)
     return {"params": mixed, "steps": mean["steps"] + 1}
+
+
+def trained(network: nnx.Module) -> dict[str, Any]:
+    """Whether each parameter is trained: not where its slash path matches ``network.frozen``."""
+    frozen = getattr(network, "frozen", None)
+
+    def is_trained(path: tuple[Any, ...], _: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return frozen is None or re.search(frozen, name) is None
+
+    params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+    return jax.tree_util.tree_map_with_path(is_trained, params)
 
 
 def _planned(
