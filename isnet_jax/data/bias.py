@@ -142,12 +142,12 @@ def biased_digits(
       ValueError: an argument outside the ranges above, or a canvas without room for the markers.
     """
     _check_options(mode, kind, strength, num_classes, seed, grow)
-    images = _unit_images(images)
+    images = unit_images(images)
     n, side = images.shape[:2]
     labels = np.asarray(labels)
     if labels.shape != (n,):
         raise ValueError(f"bias: {n} images but labels of shape {labels.shape}")
-    _check_labels("bias", labels, num_classes)
+    check_labels("bias", labels, num_classes)
     canvas = _room(kind, side, grow, num_classes, canvas)
 
     start = (canvas - side) // 2
@@ -166,6 +166,35 @@ def biased_digits(
         "label": labels.astype(np.int32),
         "bias": bias,
     }
+
+
+def markers(kind: str, canvas: int, num_classes: int) -> np.ndarray:
+    """The markers on a square canvas: bool (num_classes, variants, canvas, canvas).
+
+    Raises:
+      ValueError: unknown kind, or more classes than it can tell.
+    """
+    most = _named(kind).max_classes(canvas)
+    if not 2 <= num_classes <= most:
+        raise ValueError(
+            f"bias: num_classes={num_classes}: {kind!r} on {canvas} pixels tells 2 to {most}"
+        )
+    return _named(kind).draw(canvas, num_classes)
+
+
+def marker_classes(
+    labels: Int[np.ndarray, " n"], mode: str, strength: float, num_classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(class told by each image's marker, int32 (n,); its variant in [0, 1), (n,)).
+
+    The arguments are those of `biased_digits`.
+
+    Raises:
+      ValueError: one of them outside its range.
+    """
+    _check_options("pixel", mode, strength, num_classes, seed)
+    check_labels("bias", np.asarray(labels), num_classes)
+    return _draw_bias(np.asarray(labels).astype(np.int32), mode, strength, num_classes, seed)
 
 
 def _room(kind: str, side: int, grow: int, num_classes: int, canvas: int | None) -> int:
@@ -221,7 +250,7 @@ def _named(kind: str) -> _Kind:
 
 
 def _check_options(
-    mode: str, kind: str, strength: float, num_classes: int, seed: int, grow: int
+    mode: str, kind: str, strength: float, num_classes: int, seed: int, grow: int = 0
 ) -> None:
     _named(kind)
     if mode not in MODES:
@@ -236,8 +265,12 @@ def _check_options(
             raise ValueError(f"bias: {name}={value}: expected {legal}")
 
 
-def _unit_images(images: np.ndarray) -> np.ndarray:
-    """float32 (n, h, h, 1) in [0, 1] from uint8 or float."""
+def unit_images(images: Num[np.ndarray, "n h h 1"]) -> np.ndarray:
+    """float32 (n, h, h, 1) in [0, 1] from uint8 in [0, 255] or float in [0, 1].
+
+    Raises:
+      ValueError: another shape or type, or values out of range.
+    """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 1:
         raise ValueError(f"bias: images of shape {images.shape}, expected (n, h, h, 1)")
@@ -263,7 +296,8 @@ def _check_unit(case: str, what: str, values: np.ndarray) -> None:
         )
 
 
-def _check_labels(case: str, labels: np.ndarray, num_classes: int) -> None:
+def check_labels(case: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError that starts with ``case`` unless all are integers in 0..num_classes-1."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{case}: labels of dtype {labels.dtype}, expected integers")
     bad = (labels < 0) | (labels >= num_classes)
@@ -322,4 +356,4 @@ def check_images_and_masks(
             f"{case}: mask {first} is soft: it has the value {value:g}, expected only 0 "
             "(background) and 1 (foreground); threshold it first"
         )
-    _check_labels(case, labels, num_classes)
+    check_labels(case, labels, num_classes)

