@@ -210,6 +210,10 @@ def test_bfloat16_stays_near_float32():
         ("nextou", {"widths": (24, 48, 100, 192, 312, 312)}, "100 is no multiple of 6"),
         ("nextou", {"neighbours": (4, 8, 16, 200)}, "neighbours=200, but a graph has only 150"),
         ("nextou", {"ratios": (4, 3, 1, 1)}, "has no cubes of 3"),
+        ("unetr", {"patch": 90}, r"patch=\(90, 90, 90\); expected multiples of 16"),
+        ("unetr", {"heads": 10}, "heads=10 does not divide hidden=768"),
+        ("unetr", {"taps": (3, 6, 12)}, "expected three rising integers below 12"),
+        ("unetr", {"embedding": "linear"}, "embedding='linear'; legal: perceptron, conv"),
     ],
 )
 def test_bad_arguments_are_told(name, config, said):
@@ -217,7 +221,7 @@ def test_bad_arguments_are_told(name, config, said):
         abstract(name, **{"num_classes": 2, **config})
 
 
-@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou"])
+@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "unetr"])
 def test_networks_of_one_patch_refuse_others(name):
     model = drawn(name)
     shape = (1, *(2 * n for n in sides(name)), 2)

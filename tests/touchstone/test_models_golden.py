@@ -48,6 +48,7 @@ CASES = {
             "ratios": (4, 2, 1),
         },
     ),
+    "unetr_perceptron": ("unetr", {"patch": 32, "heads": 4}),
 }
 # The worst difference as a share of the largest logit; float32 itself is off by up to 5e-6.
 TOLERANCE = {"lhunet": 3e-5, "nextou_v1": 4e-5}

@@ -37,7 +37,7 @@ def task_of(name, folder):
         optimizer=optax.chain(optax.clip_by_global_norm(12.0), optax.adam(5e-3)),
         data=folder,
         model=model,
-        patch=sides(name) if name in ("uniseg", "lhunet", "nextou") else (16, 16, 16),
+        patch=sides(name) if name in ("uniseg", "lhunet", "nextou", "unetr") else (16, 16, 16),
         augmentation={"preset": "none"},
         batch_dice=True,
         foreground=1.0,

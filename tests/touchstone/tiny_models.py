@@ -27,10 +27,19 @@ TINY = {
         "neighbours": (4, 2),
         "ratios": (2, 1),
     },
+    "unetr": {
+        "patch": (16, 16, 32),
+        "width": 4,
+        "hidden": 8,
+        "mlp": 8,
+        "layers": 4,
+        "heads": 2,
+        "taps": (0, 1, 2),
+    },
 }
-SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16)}
+SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16), "unetr": (16, 16, 32)}
 # Fractions of the sides of the scales that training gives.
-SCALES = {"lhunet": (1,), "nextou": (1, 2, 4)}
+SCALES = {"lhunet": (1,), "unetr": (1,), "nextou": (1, 2, 4)}
 
 
 def sides(name):

@@ -125,6 +125,16 @@ CATALOGUE: dict[str, Published] = {
         "Shi et al., arXiv 2305.15911",
         "52.95M are trained, 28.98M are fixed tables of positions for this patch",
     ),
+    "unetr": Published(
+        101.8,
+        101_787_049,
+        9,
+        {},
+        (96, 96, 96),
+        462,
+        "Hatamizadeh et al., WACV 2022",
+        "feature size 32 and 9 classes; the size 16 of the authors' scripts has 92.8M",
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from touchstone_jax.layers import Conv, InstanceNorm, UpConv
 from touchstone_jax.layers.depthwise import DepthwiseConv, DepthwiseUp
 from touchstone_jax.layers.dropout import RandomStream
 from touchstone_jax.layers.transposed import TransposedConv
+from touchstone_jax.layers.windows import PatchConv
 from touchstone_jax.legal import unknown
 from touchstone_jax.models.create import MODELS, create
 from touchstone_jax.models.graph import GroupedDense
@@ -33,6 +34,7 @@ LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     # Input channels first; no tap is reversed, for `upsample` counts as torch does.
     UpConv: {**_CONV, "kernel": ("weight", (3, 4, 0, 1, 2))},
     TransposedConv: {**_CONV, "kernel": ("weight", (3, 4, 0, 1, 2))},
+    PatchConv: _CONV,
     GroupedDense: _CONV,
     DepthwiseConv: _CONV,
     DepthwiseUp: _CONV,

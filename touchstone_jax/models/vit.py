@@ -20,7 +20,11 @@ EMBEDDINGS = ("perceptron", "conv")
 VIT_UNUSED = r"\.norm_cross_attn\.|\.cross_attn\."
 """Keys of layers that MONAI makes from 1.4 on and never calls here."""
 
-VIT_NAMES = (("/attn/proj$", "/attn/out_proj"), ("/perceptron$", "/1"), ("/conv$", ""))
+VIT_NAMES = (
+    ("/attn/proj$", "/attn/out_proj"),
+    ("/patch_embeddings/perceptron$", "/patch_embeddings/1"),
+    ("/patch_embeddings/conv$", "/patch_embeddings"),
+)
 """Our paths inside a `ViT` -> MONAI's, with slashes."""
 
 

@@ -1,0 +1,53 @@
+"""UNETR, 102 million parameters (Hatamizadeh et al. 2022).
+
+Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
+          python -m launch VERB --config configs/touchstone/unetr.py --workdir runs/unetr
+Argument  folder of another prepared data set: unetr.py:DIR
+Weights   of the original: python -m launch convert --config … --workdir … --weights FILE
+Note      of one patch only: that of the model and that of the task are one. The original works at
+          1.5 x 1.5 x 2 mm: --config.jobs.prepare.spacing_mm=(1.5,1.5,2) there
+Attention 12 layers of 12 heads over 216 tokens: 6.7 million scores a sample, 27 MB, for the
+          gradients; the flash kernel of GPUs, which bfloat16 takes, keeps none
+Size      the published one; not yet trained here, so no expected score
+"""
+
+from ml_collections import ConfigDict
+
+PATCH = (96, 96, 96)
+
+
+def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
+    """The card; `arg` is the folder that the verb prepare made."""
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "touchstone_jax.tasks:Segmenter",
+            "data": arg,
+            "model": {"name": "unetr", "patch": PATCH, "dtype": "bfloat16"},
+            "patch": PATCH,
+            "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
+            "validation": 0.05,
+            "seed": 0,
+        }
+    )
+    config.steps = 250_000
+    config.batch_size = 2
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-4,
+            "schedule": "cosine",
+            "warmup_steps": 2_500,
+            "weight_decay": 1e-5,
+            "decay_all": True,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.eval_every = 5_000
+    config.eval_batch_size = 2
+    config.checkpoint = ConfigDict({"every": 1_000, "keep": 1})
+    config.jobs = ConfigDict()
+    config.jobs.predict = ConfigDict(
+        {"name": "touchstone_jax.jobs:Predict", "data": "data:example-ct", "mirror": (1, 2)}
+    )
+    return config
