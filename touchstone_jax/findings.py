@@ -46,6 +46,7 @@ CHECKS = {
     "no_foreground": "no organ at all",
     "overlap": "voxels that several organs claim",
     "dropped": "voxels of a pair of organs that belong to neither side",
+    "lesion_outside": "a lesion without a voxel in its organ",
     "organ_hu": "a solid organ far from soft tissue: labels and CT do not fit",
     "sides_swapped": "a left organ to the right of its right twin",
     "mirrored": "liver to the left of the spleen",

@@ -9,7 +9,7 @@ import pytest
 
 from launch.__main__ import main
 from tests.touchstone.cases import dataset, rewrite, same
-from touchstone_jax.findings import read_findings
+from touchstone_jax.findings import CHECKS, SEVERITIES, read_findings
 from touchstone_jax.io import read_ct, read_labels, write
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.predict import write_prediction
@@ -80,6 +80,7 @@ def test_the_batch_goes_on_and_the_exit_code_tells(done: tuple[int, Path]) -> No
     assert [row["Report"] for row in rows] == [text(done, n)[:-1] for n in range(3, 9)]
     found = {}
     for finding in read_findings(out / "findings.jsonl"):
+        assert finding.check in CHECKS and finding.severity in SEVERITIES
         if finding.severity == "error":
             found.setdefault(finding.case, []).append(finding.check)
     assert found.pop("phantom_00004") == ["missing_mask"]

@@ -26,7 +26,9 @@ _TUMOR = re.compile(
 _NEGATED = re.compile(
     r"\b(?:no|without|negative for|free of|absence of|not? (?:evidence|sign)s? of|unremarkable)\b"
 )
-_UNCERTAIN = re.compile(r"\b(?:not assessed|not examined|cannot be (?:assessed|told|excluded))\b")
+_UNCERTAIN = re.compile(
+    r"\b(?:not (?:assessed|examined|evaluated)|cannot be (?:assessed|told|excluded))\b"
+)
 _SIZE = re.compile(
     r"(\d+(?:\.\d+)?)(?:\s*x\s*(\d+(?:\.\d+)?))?(?:\s*x\s*(\d+(?:\.\d+)?))?\s*(mm|cm)\b(?!\^)"
 )
@@ -126,3 +128,30 @@ def parse_size_mm(answer: str, organ: str) -> float:
     pattern = rf"{re.escape(organ)} malignant tumor size\s*[=:]\s*([^;]*)"
     told = [m for part in re.findall(pattern, answer.lower()) for m in sizes_mm(part)]
     return max((max(numbers) for numbers in told), default=math.nan)
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """RadGPT's answer to a change of style or a fusion with notes.
+
+    Attributes:
+        text: the report.
+        justification: what the model says about it.
+    """
+
+    text: str
+    justification: str
+
+
+def parse_rewritten(answer: str) -> Rewritten:
+    """The answer of RadGPT's prompts for style and fusion: a report between #start and #end.
+
+    The first pair of marks counts, in any case of letters; what follows is the justification.
+
+    Raises:
+        ValueError: a mark is missing, or nothing stands between them.
+    """
+    found = re.search(r"#\s*start\b(.*?)#\s*end\b(.*)", answer, re.DOTALL | re.IGNORECASE)
+    if found is None or not found[1].strip():
+        raise ValueError("the answer has no report between #start and #end")
+    return Rewritten(found[1].strip(), found[2].strip())

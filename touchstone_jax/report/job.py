@@ -25,7 +25,7 @@ from touchstone_jax.io import read_ct
 from touchstone_jax.layouts.case_files import volumes
 from touchstone_jax.report import check_rules
 from touchstone_jax.report.case import report_case
-from touchstone_jax.report.endpoint import Endpoint
+from touchstone_jax.report.endpoint import endpoint_of
 from touchstone_jax.report.masks import Masks
 from touchstone_jax.report.metadata import metadata_row, write_metadata
 from touchstone_jax.report.narrative import narrative
@@ -87,7 +87,7 @@ class Report(OverCases):
                 raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
         if Path(segmentations).name != segmentations or not segmentations:
             raise ValueError(f"segmentations={segmentations!r}; expected the name of a folder")
-        self._endpoint = None if endpoint is None else Endpoint(**endpoint)
+        self._endpoint = None if endpoint is None else endpoint_of(endpoint)
         if self._endpoint is not None and not narrative:
             raise ValueError("endpoint has no effect without narrative=True")
         self._rules, self._smallest = rules, float(min_component_mm3)
