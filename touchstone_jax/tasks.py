@@ -54,7 +54,7 @@ class Segmenter:
         data: folder that `prepare` made.
         model: ``name`` and arguments of `touchstone_jax.models.create`. Kernels and strides that
             are not given follow from the plan's spacing and the patch, `touchstone_jax.models.
-            topology`, and so do widths: 32, 64, … 320.
+            topology`, and so do widths: 32, 64, … 320. Names of organs are those of the labels.
         patch: voxels (x, y, z); None for the plan's.
         margin: voxels read around the patch on each side, for rotations to turn into view; one
             number or three.
@@ -119,6 +119,8 @@ class Segmenter:
     def _programs(self, model: Mapping[str, Any]) -> dict[str, nnx.GraphDef]:
         """Static halves of the network by mode: training, evaluation, evaluation to features."""
         self._model = _planned(model, self._plan.spacing_mm, self._patch)
+        if accepts(self._model["name"], "organs"):
+            self._model = {"organs": self._labels.classes, **self._model}
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
         self._loss["activation"] = getattr(abstract, "activation", "softmax")
         self._loss["weights"] = getattr(abstract, "scale_weights", None)

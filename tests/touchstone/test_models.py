@@ -39,7 +39,7 @@ def test_parameters_are_as_many_as_the_originals(name):
     assert count.count_parameters(name) == row.parameters
     # The printed number, or what the reason tells of.
     near = abs(row.parameters / 1e6 - row.printed) < 0.05
-    assert near or name in ("resenc_l", "uniseg")
+    assert near or name in ("resenc_l", "uniseg", "unet_clip")
 
 
 @pytest.mark.parametrize(("name", "classes", "config", "expected"), COUNTS)
@@ -210,6 +210,10 @@ def test_bfloat16_stays_near_float32():
         ("nextou", {"widths": (24, 48, 100, 192, 312, 312)}, "100 is no multiple of 6"),
         ("nextou", {"neighbours": (4, 8, 16, 200)}, "neighbours=200, but a graph has only 150"),
         ("nextou", {"ratios": (4, 3, 1, 1)}, "has no cubes of 3"),
+        ("unet_clip", {"widths": (64, 128, 255, 512)}, "255, 512.; expected even numbers"),
+        ("unet_clip", {"groups": (16, 24)}, "24 groups do not divide 64 channels"),
+        ("unet_clip", {"organs": ("liver", "spleen")}, "2 names for 1 organs"),
+        ("unet_clip", {"organs": ("livr",)}, "'livr'; did you mean 'liver'"),
         ("unetr", {"patch": 90}, r"patch=\(90, 90, 90\); expected multiples of 16"),
         ("unetr", {"heads": 10}, "heads=10 does not divide hidden=768"),
         ("unetr", {"taps": (3, 6, 12)}, "expected three rising integers below 12"),

@@ -27,6 +27,7 @@ TINY = {
         "neighbours": (4, 2),
         "ratios": (2, 1),
     },
+    "unet_clip": {"widths": (4, 4, 6, 8), "groups": (2, 2)},
     "unetr": {
         "patch": (16, 16, 32),
         "width": 4,
@@ -37,9 +38,9 @@ TINY = {
         "taps": (0, 1, 2),
     },
 }
-SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16), "unetr": (16, 16, 32)}
+SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16), "unet_clip": (16, 16, 16), "unetr": (16, 16, 32)}
 # Fractions of the sides of the scales that training gives.
-SCALES = {"lhunet": (1,), "unetr": (1,), "nextou": (1, 2, 4)}
+SCALES = {"lhunet": (1,), "unet_clip": (1,), "unetr": (1,), "nextou": (1, 2, 4)}
 
 
 def sides(name):

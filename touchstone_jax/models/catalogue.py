@@ -125,6 +125,16 @@ CATALOGUE: dict[str, Published] = {
         "Shi et al., arXiv 2305.15911",
         "52.95M are trained, 28.98M are fixed tables of positions for this patch",
     ),
+    "unet_clip": Published(
+        19.1,
+        19_416_417,
+        10,
+        {},
+        (96, 96, 96),
+        1651,
+        "Liu et al., ICCV 2023",
+        "printed is the backbone alone, 19.07M; with the CLIP-driven head 19.42M",
+    ),
     "unetr": Published(
         101.8,
         101_787_049,

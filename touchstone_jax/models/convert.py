@@ -41,6 +41,7 @@ LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     InstanceNorm: _NORM,
     nnx.BatchNorm: {**_NORM, **_BATCH},
     nnx.LayerNorm: _NORM,
+    nnx.GroupNorm: _NORM,
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},
 }
 

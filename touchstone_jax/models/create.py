@@ -14,6 +14,7 @@ from touchstone_jax.models.nextou import NexToU
 from touchstone_jax.models.resenc import ResEncUNet
 from touchstone_jax.models.stunet import STUNet
 from touchstone_jax.models.unet import UNet
+from touchstone_jax.models.unet_clip import UNetClip
 from touchstone_jax.models.unetr import UNETR
 from touchstone_jax.models.uniseg import UniSeg
 
@@ -24,6 +25,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "uniseg": UniSeg,
     "lhunet": LHUNet,
     "nextou": NexToU,
+    "unet_clip": UNetClip,
     "stunet": STUNet,
     "stunet_b": partial(STUNet, width=32, depth=1),
     "stunet_l": partial(STUNet, width=64, depth=2),
