@@ -38,7 +38,12 @@ TINY = {
         "taps": (0, 1, 2),
     },
 }
-SIDES = {"lhunet": (32, 32, 64), "nextou": (16, 16, 16), "unet_clip": (16, 16, 16), "unetr": (16, 16, 32)}
+SIDES = {
+    "lhunet": (32, 32, 64),
+    "nextou": (16, 16, 16),
+    "unet_clip": (16, 16, 16),
+    "unetr": (16, 16, 32),
+}
 # Fractions of the sides of the scales that training gives.
 SCALES = {"lhunet": (1,), "unet_clip": (1,), "unetr": (1,), "nextou": (1, 2, 4)}
 
