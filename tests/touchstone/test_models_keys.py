@@ -11,6 +11,7 @@ from touchstone_jax.models.catalogue import CATALOGUE
 
 # File -> network, arguments that the keys do not tell, keys that hold nothing of their own.
 LISTS = {
+    "clip_unet": ("unet_clip", {}, 42),
     "unetr_fs32": ("unetr", {}, 24),
 }
 
