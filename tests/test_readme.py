@@ -1,9 +1,6 @@
 """README: its Python and its (shortened) commands run, its files exist, CI does as it says."""
 
 import json
-import re
-import shlex
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,9 +8,8 @@ import pytest
 from PIL import Image
 
 from launch.__main__ import main
+from tests.pages import README, ROOT, blocks, broken_links, commands, execute, launches, links
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Random weights: nothing is fetched. The real ones are for `-m slow`.
 SMALL = (
     "--config.jobs.explain.model="
@@ -41,20 +37,9 @@ def standard_promotion():
         yield
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def commands():
-    lines = [line for block in blocks("console") for line in block.splitlines() if line]
-    return [part.strip() for line in lines for part in line.split("&&")]
-
-
-def test_the_python_of_the_readme_runs_in_order():
-    code, names = blocks("python"), {}
-    assert len(code) >= 4
-    for block in code:
-        exec(compile(block, "README.md", "exec"), names)
+def test_the_python_of_the_readme_runs_in_order(tmp_path):
+    assert len(blocks(README, "python")) >= 4
+    names = execute(README, tmp_path)
     assert names["heatmaps"].shape == names["images"].shape
     assert names["metrics"]["loss"] > 0
 
@@ -68,9 +53,8 @@ def photos(tmp_path):
 
 def test_the_launch_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    launches = [shlex.split(c)[3:] for c in commands() if c.startswith("python -m launch")]
-    assert len(launches) >= 8
-    for argv in launches:
+    assert len(launches(README)) >= 8
+    for argv in launches(README):
         argv = [str(tmp_path / a) if a.startswith("runs/") else a for a in argv]
         argv = [a.replace("=DIR", f"={photos(tmp_path)}") for a in argv]
         tuning = [a for a in argv if a.startswith("--config.task.tune_steps")]
@@ -104,15 +88,10 @@ def test_the_photos_are_named_and_explained(tmp_path, monkeypatch):
 
 def test_ci_installs_and_tests_as_the_readme_says():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    install = next(c for c in commands() if c.startswith("pip install"))
+    install = next(c for c in commands(README) if c.startswith("pip install"))
     extra = install.removeprefix("pip install ")
-    assert extra in ci and "python -m pytest" in ci and "python -m pytest" in commands()
+    assert extra in ci and "python -m pytest" in ci and "python -m pytest" in commands(README)
 
 
-def test_linked_files_exist():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
-        if link.endswith(".png"):
-            assert (ROOT / link).read_bytes().startswith(b"\x89PNG"), link
+def test_links_lead_somewhere():
+    assert links(README) and not broken_links(README)
