@@ -18,6 +18,9 @@ from launch.workdir import finished, no_space, probe, refuse_changes
 
 ABOUT = """\
 verbs:
+  check     read the first batch, compile, and tell what the card costs: parameters, operations,
+            memory, messages, seconds; exit code 1 if anything is wrong. --workdir: check.json too
+  bench     time some steps of every run: one JSON row a run, also in --workdir/bench.jsonl
   train     train every run × seed of a card (goes on where it was stopped), evaluate, one table
   evaluate  evaluate the checkpoints in --workdir again and print the table
   explain   draw --workdir/heatmaps.png from the checkpoints
@@ -60,7 +63,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train: resume although the config has changed; a job: do its cases again",
     )
-    parser.add_argument("--count", type=int, help="explain: how many items (default 6)")
+    parser.add_argument(
+        "--count", type=int, help="explain: how many items (default 6); bench: steps (default 30)"
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        metavar="STEPS",
+        help="bench: record so many steps as an xplane trace",
+    )
+    parser.add_argument(
+        "--devices", type=int, help="check: for so many devices, pretended on this CPU"
+    )
+    parser.add_argument("--on", metavar="DEVICE", help="check: predict the time of this device")
     parser.add_argument(
         "--split",
         help="explain: of which split (default: the first test split); benchmark: of the metadata",
@@ -87,15 +102,37 @@ def _overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, found
 
 
-def _leaves(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> list[card.Leaf]:
-    for name in ("config", "workdir"):
+def _leaves(
+    options: argparse.Namespace, overrides: list[tuple[str, str]], *, writes: bool = True
+) -> list[card.Leaf]:
+    """The card's trainings; without `writes` a --workdir may be given, or not."""
+    for name in ("config", *(["workdir"] if writes else [])):
         if not getattr(options, name):
             raise SetupError(f"{options.verb} needs --{name}")
     values = card.resolve(card.read(options.config), overrides)
     data.check_names(values)
-    leaves = card.leaves(values, Path(options.workdir))
-    probe(Path(options.workdir))
+    leaves = card.leaves(values, Path(options.workdir or ""))
+    if options.workdir:
+        probe(Path(options.workdir))
     return leaves
+
+
+def _check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    leaves = _leaves(options, overrides, writes=False)
+    _needs_task(options, leaves)
+    from launch import check
+
+    where = Path(options.workdir) if options.workdir else None
+    return check.check(leaves, where, devices=options.devices or 0, on=options.on)
+
+
+def _bench(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    leaves = _leaves(options, overrides, writes=options.profile is not None)
+    _needs_task(options, leaves)
+    from launch import bench
+
+    where, steps = Path(options.workdir) if options.workdir else None, options.count or bench.STEPS
+    return bench.bench(leaves, where, steps=steps, profile=options.profile or 0)
 
 
 def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -221,23 +258,30 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
             raise SetupError(f"{options.verb} takes no {what}; it is for {', '.join(verbs)}")
     if overrides and options.verb in ("list", "data", "benchmark"):
         raise SetupError(f"{options.verb} takes no --config.{overrides[0][0]}")
-    if options.count is not None and options.count < 1:
-        raise SetupError(f"--count {options.count} must be at least 1")
+    for name in ("count", "profile", "devices"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SetupError(f"--{name} {value} must be at least 1")
 
 
 CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict", "report")
+NEEDING_CARDS = (*CARDS, "convert", "check", "bench")
 BELONGS = {
     "folder": ("list", "data"),
-    "config": (*CARDS, "convert"),
-    "workdir": (*CARDS, "convert", "data"),
+    "config": NEEDING_CARDS,
+    "workdir": (*NEEDING_CARDS, "data"),
     "force": CARDS,
-    "count": ("explain",),
+    "count": ("explain", "bench"),
+    "profile": ("bench",),
+    **dict.fromkeys(("devices", "on"), ("check",)),
     "split": ("explain", "benchmark"),
     "models": ("list",),
     **dict.fromkeys(("weights", "prefix"), ("convert",)),
     **dict.fromkeys(("results", "metadata", "against", "out", "check", "data"), ("benchmark",)),
 }
 VERBS = {
+    "check": _check,
+    "bench": _bench,
     "train": _train,
     "evaluate": _evaluate,
     "explain": _explain,
