@@ -197,10 +197,19 @@ def test_predictions_become_reports(folder: Path, tmp_path: Path) -> None:
     assert "Spleen: \nNormal size (volume:" in report or "Spleen is" in report
 
 
-def test_published_rules_end_a_case_that_lacks_an_organ(folder: Path, tmp_path: Path) -> None:
+def test_published_rules_have_no_report_for_a_case_that_lacks_an_organ(
+    folder: Path, tmp_path: Path
+) -> None:
     job = Report(str(folder), rules="published", pictures=False)
-    with pytest.raises(ValueError, match="phantom_00003: no mask colon.nii.gz"):
-        job.run("phantom_00003", tmp_path)
+    (tmp_path / "phantom_00003").mkdir()
+    row = job.run("phantom_00003", tmp_path / "phantom_00003")
+    told = [f for f in read_findings(tmp_path / "phantom_00003/findings.jsonl")]
+    assert row == {"lesions": 0, "errors": 1, "warnings": 0}
+    assert (told[0].check, told[0].message) == ("missing_mask", "no mask colon.nii.gz")
+    with pytest.raises(ValueError, match="1 errors in 1 of 1 cases, .*no mask colon.nii.gz"):
+        job.finish([{"case": "phantom_00003", **row}], tmp_path)
+    assert (tmp_path / "reports.csv").read_text(encoding="utf-8") == "Case,Report\n"
+    assert len(read_findings(tmp_path / "findings.jsonl")) == 1
 
 
 def test_errors_that_are_allowed_are_warnings(folder: Path, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from touchstone_jax.findings import Finding, refusal
+from touchstone_jax.findings import Finding, VolumeError, refusal
 from touchstone_jax.io import Volume
 from touchstone_jax.report import check_rules
 from touchstone_jax.report.grid import native_grid, report_grid
 from touchstone_jax.report.masks import Masks, lesion_names
 from touchstone_jax.report.measure import Found, Scan, measure_organ
+from touchstone_jax.report.plausible import judge_masks
 from touchstone_jax.report.regions import Region
 from touchstone_jax.report.schema import KINDS, ORGANS, PARTS, Report
 from touchstone_jax.report.stage import published_stage, stage
@@ -18,6 +19,10 @@ from touchstone_jax.report.subsegments import pancreas_parts
 
 _SIDES = {"kidney": {"right": "kidney_right", "left": "kidney_left"}}
 _FIX = "add the mask, or segment the organ first"
+_PUBLISHED_NEEDS = (
+    "it needs superior_mesenteric_artery, aorta, celiac_aa, veins and postcava, beside a PDAC mask "
+    "that of PNETs, and for PNETs duodenum and common_bile_duct; or take the corrected rules"
+)
 
 
 def report_case(
@@ -63,8 +68,8 @@ def report_case(
         found.append(_organ(scan, masks, case, name, parts))
     staged = [_staged(x, masks, scan) if x.organ.name == "pancreas" else x for x in found]
     organs = tuple(x.organ for x in staged)
-    if not published:
-        masks.findings += _warnings(case, organs, masks)
+    masks.findings += [*judge_masks(case, masks, organs), *_warnings(case, organs, published)]
+    masks.findings += masks.not_read()
     return Report(case, rules, phase or None, ct.spacing_mm, shape, organs, segmented)
 
 
@@ -74,7 +79,7 @@ def _refuse_incomplete(masks: Masks, case: str) -> None:
         if not masks.has(name):
             raise refusal(case, "missing_mask", f"no mask {name}.nii.gz", _FIX)
         if masks.get(name) is None:  # it is there and cannot be used: the first finding tells
-            raise refusal(case, "unreadable", str(masks.findings[0].message), _FIX)
+            raise VolumeError(masks.findings[-1])
     if not masks.has(*(f"liver_segment_{k}" for k in range(1, 9))):
         raise refusal(case, "missing_mask", "no mask liver_segment_1 to _8; expected one", _FIX)
 
@@ -91,18 +96,22 @@ def _organ(scan: Scan, masks: Masks, case: str, name: str, parts: Mapping[int, R
     for side, file in files.items():
         region = masks.get(file)
         if region is None:
-            unknown.append(f"no usable mask of the {file.replace('_', ' ')}")
+            unknown.append(f"no usable mask of the {_spoken(name, side)}")
             if not masks.has(file) and (name != "colon" or lesions):
                 told = f"no mask {file}.nii.gz: its size and attenuation are unknown"
                 masks.findings.append(Finding(case, "missing_mask", "error", told, _FIX))
         elif not region.mask.size:
-            unknown.append(f"the mask of the {file.replace('_', ' ')} is empty")
+            unknown.append(f"the mask of the {_spoken(name, side)} is empty")
             if name != "colon" or lesions:
                 told = f"{file} has no voxel: its size and attenuation are unknown"
                 masks.findings.append(Finding(case, "empty_mask", "warning", told, _FIX))
             region = None
         sides[side] = region
     return measure_organ(scan, name, sides, lesions, parts, unknown=unknown)
+
+
+def _spoken(name: str, side: str) -> str:
+    return name if side == name else f"{side} {name}"
 
 
 def _parts(masks: Masks, name: str, published: bool) -> dict[int, Region]:
@@ -142,7 +151,7 @@ def _staged(found: Found, masks: Masks, scan: Scan) -> Found:
     return replace(found, organ=replace(found.organ, lesions=with_stage))
 
 
-def _warnings(case: str, organs, masks: Masks) -> list[Finding]:
+def _warnings(case: str, organs, published: bool) -> list[Finding]:
     """Findings about lesions, and vessels that staging lacks."""
     told = []
     for organ in organs:
@@ -155,6 +164,10 @@ def _warnings(case: str, organs, masks: Masks) -> list[Finding]:
             if lesion.staging and lesion.staging.unknown:
                 what = f"{name} not staged: {'; '.join(lesion.staging.unknown)}"
                 told.append(Finding(case, "missing_mask", "warning", what, _FIX))
+            silent = published and organ.name == "pancreas" and lesion.kind != "cyst"
+            if silent and lesion.staging is None:
+                what = f"{name} not staged, as in the released generator"
+                told.append(Finding(case, "missing_mask", "warning", what, _PUBLISHED_NEEDS))
     assessed = [organ for organ in organs if organ.assessed]
     if not assessed:
         what = "no lesion mask of any organ: the report speaks of organs alone"

@@ -94,6 +94,8 @@ def group_impression(
 def _masses(organ: str, kind: str, lesions: Sequence[Lesion], large: bool, published: bool) -> str:
     first, count = lesions[0], len(lesions)
     place = location_name(organ, first.location)
+    if first.outside and not (place or published):
+        place = "outside the organ's mask"
     proven = "" if kind in _LOOKS else f"consistent with biopsy-proven {kind}"
     looks = _LOOKS.get(kind, "")
     words = [w for w in ("large" if large else "", _uniform(lesions)) if w]

@@ -18,6 +18,7 @@ from touchstone_jax.findings import (
     ALLOWABLE,
     Finding,
     VolumeError,
+    exit_code,
     read_findings,
     write_findings,
 )
@@ -27,16 +28,21 @@ from touchstone_jax.report import check_rules
 from touchstone_jax.report.case import report_case
 from touchstone_jax.report.endpoint import endpoint_of
 from touchstone_jax.report.masks import Masks
-from touchstone_jax.report.metadata import metadata_row, write_metadata
+from touchstone_jax.report.metadata import empty_row, metadata_row, write_metadata
 from touchstone_jax.report.narrative import narrative
 from touchstone_jax.report.pictures import draw_lesions
 from touchstone_jax.report.schema import Report as Measured
 from touchstone_jax.report.statistics import statistics
+from touchstone_jax.report.tables import write_table
 from touchstone_jax.report.write import write_report
+from touchstone_jax.verify.ct_checks import judge_ct
 from touchstone_jax.verify.fingerprints import OverCases, hash_of
 
-VERSION = 1
+VERSION = 2
 """Of what `run` writes; a change makes every case new."""
+
+FOLDERS = ("segmentations", "predictions")
+"""Where the masks of a case are looked for."""
 
 
 class Report(OverCases):
@@ -46,7 +52,8 @@ class Report(OverCases):
         data: folder of the CTs, in a layout of `touchstone_jax.layouts`.
         layout: of `touchstone_jax.layouts`.
         masks: folder with ``<case>/<segmentations>/<name>.nii.gz``; None for ``data``.
-        segmentations: folder of the masks inside a case's; "predictions" for what `predict` wrote.
+        segmentations: folder of the masks inside a case's; None for "segmentations" or, where there
+            is none, "predictions", which `predict` writes.
         rules: "corrected" or "published", see `touchstone_jax.report`.
         min_component_mm3: smallest lesion, in mm³; 0 keeps every voxel.
         phases: CSV with the columns "BDMAP ID" (or "Case") and "CT Phase"; None if unknown.
@@ -69,7 +76,7 @@ class Report(OverCases):
         *,
         layout: str = "auto",
         masks: str | None = None,
-        segmentations: str = "segmentations",
+        segmentations: str | None = None,
         rules: str = "corrected",
         min_component_mm3: float = 10.0,
         phases: str | None = None,
@@ -85,7 +92,7 @@ class Report(OverCases):
         for check in allow:
             if check not in ALLOWABLE:
                 raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
-        if Path(segmentations).name != segmentations or not segmentations:
+        if segmentations is not None and Path(segmentations).name != segmentations:
             raise ValueError(f"segmentations={segmentations!r}; expected the name of a folder")
         self._endpoint = None if endpoint is None else endpoint_of(endpoint)
         if self._endpoint is not None and not narrative:
@@ -94,13 +101,21 @@ class Report(OverCases):
         self._pictures, self._narrative, self._allow = pictures, narrative, tuple(allow)
         self._phases = {} if phases is None else read_phases(phases)
         super().__init__(data, layout, None, fingerprints)
+        if self._phases and not self._phases.keys() & self._cases.keys():
+            raise ValueError(f"phases={phases}: it names none of the {len(self._cases)} cases")
         root = None if masks is None else Path(masks)
         if root is not None and not root.is_dir():
             raise FileNotFoundError(f"masks {root}: no such folder")
+        self._folders = {}
+        names = FOLDERS if segmentations is None else (segmentations,)
         for case in self._cases.values():
-            folder = (root / case.id if root else case.ct.parent) / segmentations
+            if root is None and case.ct.parent.name != case.id:
+                raise ValueError(f"{case.ct}: no folder of its own, so masks= must name the masks'")
+            place = root / case.id if root else case.ct.parent
+            folder = next((place / n for n in names if (place / n).is_dir()), place / names[0])
             found = tuple(sorted(volumes(folder).items()))
             self._cases[case.id] = replace(case, masks=found, label_map=None)
+            self._folders[case.id] = folder
 
     def fingerprint(self, case: str) -> str:
         """Hash of the case's files and phase, and of the version of the code."""
@@ -110,42 +125,46 @@ class Report(OverCases):
     def run(self, case: str, folder: Path) -> dict[str, Any]:
         """Report one case into ``folder``; numbers of lesions, errors and warnings.
 
-        A CT that cannot be read gives a report that says so; a missing or unusable mask makes its
-        organ unknown. Both are errors in ``findings.jsonl``.
+        A CT that cannot be read or holds no HU gives a report that says so; a missing or unusable
+        mask makes its organ unknown. Both are errors in ``findings.jsonl``. Under "published" a
+        case without a mask that the released generator needs has no report, and an error, too.
 
         Raises:
-            VolumeError: under "published", a mask that the released generator cannot do without.
+            EndpointError: the endpoint fails, or its answer says something else.
         """
         files = self._cases[case]
         try:
             ct = read_ct(files.ct, case=case)
         except VolumeError as error:
-            write_findings(folder / "findings.jsonl", [error.finding])
-            text = (
-                f"FINDINGS: \nNot assessed: {error.finding.message}.\n\nIMPRESSION:\nNot assessed."
-            )
-            (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
-            return {"lesions": 0, "errors": 1, "warnings": 0}
+            return _without_ct(case, [error.finding], folder)
+        judged = self._allowed([*ct.notes, *judge_ct(case, ct)])
+        if exit_code(judged):
+            return _without_ct(case, judged, folder)
         masks = Masks(case, dict(files.masks), ct.geometry, ct.array.shape)
-        masks.findings += ct.notes
-        report = report_case(
-            ct,
-            masks,
-            case=case,
-            rules=self._rules,
-            min_component_mm3=self._smallest,
-            phase=self._phases.get(case),
-        )
-        findings = [_allowed(f, self._allow) for f in masks.findings]
-        self._write(report, findings, folder)
-        if self._pictures:
-            draw_lesions(ct, report, folder)
-        errors = sum(f.severity == "error" for f in findings)
-        lesions = sum(len(organ.lesions) for organ in report.organs)
-        return {"lesions": lesions, "errors": errors, "warnings": len(findings) - errors}
-
-    def _write(self, report: Measured, findings: Sequence[Finding], folder: Path) -> None:
+        if not files.masks:
+            told = f"no mask in {self._folders[case].name}/ of the case"
+            fix = f"expected <name>.nii.gz in {self._folders[case]}; see masks= and segmentations="
+            masks.findings.append(Finding(case, "missing_labels", "error", told, fix))
+        how = {"rules": self._rules, "min_component_mm3": self._smallest}
+        report = None
+        try:
+            report = report_case(ct, masks, case=case, phase=self._phases.get(case), **how)
+        except VolumeError as error:
+            if error.finding not in masks.findings:
+                masks.findings.append(error.finding)
+        findings = [*judged, *self._allowed(masks.findings)]
         write_findings(folder / "findings.jsonl", findings)
+        if report is not None:
+            self._write(report, folder)
+            if self._pictures:
+                draw_lesions(ct, report, folder)
+        lesions = sum(len(organ.lesions) for organ in report.organs) if report else 0
+        return {"lesions": lesions, **_counted(findings)}
+
+    def _allowed(self, findings: Sequence[Finding]) -> list[Finding]:
+        return [replace(f, severity="warning") if f.check in self._allow else f for f in findings]
+
+    def _write(self, report: Measured, folder: Path) -> None:
         text = write_report(report)
         (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
         _write_json(folder / "report.json", report.to_json())
@@ -163,12 +182,13 @@ class Report(OverCases):
             ValueError: there are errors; how many, and the first.
         """
         cases = [row["case"] for row in rows]
-        texts = {c: (folder / c / "report.txt").read_text(encoding="utf-8")[:-1] for c in cases}
+        files = {c: folder / c / "report.txt" for c in cases}
+        texts = {c: f.read_text(encoding="utf-8")[:-1] for c, f in files.items() if f.is_file()}
         write_reports(folder / "reports.csv", texts)
         measured = {c: _read_json(folder / c / "report.json") for c in cases}
         measured = {c: content for c, content in measured.items() if content is not None}
         _write_json(folder / "measurements.json", measured)
-        _write_json(folder / "statistics.json", statistics(measured, texts))
+        _write_json(folder / "statistics.json", statistics(measured, texts) | {"cases": len(cases)})
         table = []
         for case in cases:
             path = folder / case / "metadata.csv"
@@ -187,16 +207,25 @@ class Report(OverCases):
             )
 
 
-def _allowed(finding: Finding, allow: Sequence[str]) -> Finding:
-    return replace(finding, severity="warning") if finding.check in allow else finding
+def _without_ct(case: str, findings: Sequence[Finding], folder: Path) -> dict[str, int]:
+    """The files of a case whose CT is of no use; its row."""
+    write_findings(folder / "findings.jsonl", findings)
+    first = next(f for f in findings if f.severity == "error")
+    text = f"FINDINGS: \nNot assessed: {first.message}.\n\nIMPRESSION:\nNot assessed."
+    (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
+    write_metadata(folder / "metadata.csv", [empty_row(case, text)])
+    return {"lesions": 0, **_counted(findings)}
+
+
+def _counted(findings: Sequence[Finding]) -> dict[str, int]:
+    errors = sum(f.severity == "error" for f in findings)
+    return {"errors": errors, "warnings": len(findings) - errors}
 
 
 def write_reports(path: Path, texts: Mapping[str, str]) -> None:
     """Write the table of the columns Case and Report."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["Case", "Report"])
-        table.writerows(texts.items())
+    columns = ("Case", "Report")
+    write_table(path, columns, (dict(zip(columns, item, strict=True)) for item in texts.items()))
 
 
 def read_phases(path: str | Path) -> dict[str, str]:

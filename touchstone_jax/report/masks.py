@@ -5,7 +5,8 @@ Names are AbdomenAtlas 3.0's. Several names may mean one thing; the first that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from touchstone_jax.findings import Finding, VolumeError
@@ -39,6 +40,8 @@ SUFFIXES = {
     "cyst": "cyst",
     "lesion": "lesion",
 }
+
+_LIKE_LESIONS = re.compile(r"lesion|tumou?r|cyst|pdac|pnet|mass|metasta|nodule|cancer|carcinoma")
 
 
 def lesion_names(organ: str, kind: str, *, published: bool = False) -> tuple[str, ...]:
@@ -98,6 +101,14 @@ class Masks:
     def called(self, structure: str) -> Region | None:
         """The region of a structure as the text calls it, such as "SMA" or "left kidney"."""
         return self.get(*NAMES.get(structure, (structure,)))
+
+    def not_read(self) -> Iterator[Finding]:
+        """A warning for each file that bears the name of a lesion and that nobody asked for."""
+        for name, path in self._files.items():
+            if name not in self._read and _LIKE_LESIONS.search(name.lower()):
+                told = f"{path.name} is not read: its name is none of a lesion mask, or another's"
+                fix = "rename it, such as liver_lesion; of two names of one thing one is read"
+                yield Finding(self._case, "unknown_mask", "warning", told, fix)
 
     def _region(self, name: str) -> Region | None:
         try:

@@ -8,11 +8,11 @@ and none was found, and empty where nobody looked.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from touchstone_jax.report.schema import Lesion, Organ, Report, location_name, tenth
+from touchstone_jax.report.tables import write_table
 
 _KINDS = {
     "liver": {"lesion": "lesion", "tumor": "malignant tumor", "cyst": "cyst"},
@@ -77,8 +77,7 @@ def metadata_row(report: Report, text: str) -> dict[str, str]:
         report: its measurements.
         text: its report; "cm^3" is written "cc", as in the released table.
     """
-    row = dict.fromkeys(COLUMNS, "")
-    row["BDMAP ID"] = report.case
+    row = empty_row(report.case, text.replace("cm^3", "cc"))
     row["spacing"] = " ".join(f"{s:g}" for s in report.spacing_mm)
     row["shape"] = " ".join(map(str, report.shape))
     row["contrast"] = report.phase or ""
@@ -92,7 +91,6 @@ def metadata_row(report: Report, text: str) -> dict[str, str]:
             row |= _lesions(organ, kind, section, ours)
     stages = [x.staging for x in report.organ("pancreas").lesions if x.staging]
     row[_STAGE] = max((s.t_stage or "" for s in stages), default="")
-    row[_TEXT] = text.replace("cm^3", "cc")
     return row
 
 
@@ -127,7 +125,9 @@ def _largest(organ: str, kind: str, section: str, lesion: Lesion) -> dict[str, s
 
 def write_metadata(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Write the table as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_table(path, COLUMNS, rows)
+
+
+def empty_row(case: str, text: str) -> dict[str, str]:
+    """The row of a case of which nothing was measured: its id and its report."""
+    return {**dict.fromkeys(COLUMNS, ""), "BDMAP ID": case, _TEXT: text}

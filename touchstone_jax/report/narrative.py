@@ -46,7 +46,9 @@ def _size(organ: Organ, words: str) -> str:
     verb = "are" if organ.name == "kidney" else "is"
     if not words:
         return f"The size of the {name} cannot be told."
-    volume = f"{tenth((organ.volume_mm3 or 0) / 1000)} cm^3"
+    volumes = organ.parts_mm3 or {"": organ.volume_mm3}
+    told = [(s, v) for s, v in volumes.items() if v is not None]
+    volume = ", ".join(f"{side} {tenth(v / 1000)} cm^3".strip() for side, v in told)
     if words == "Normal size":
         return f"The {name} {verb} of normal size ({volume})."
     return f"{words} ({volume})."

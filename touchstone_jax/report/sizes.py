@@ -21,25 +21,33 @@ MASSIVE_SPLEEN_CM3 = 430.8
 def size_words(organ: Organ, *, published: bool = False) -> str:
     """What the text says of an organ's size, such as "Liver is enlarged"; "" if it is not known.
 
-    "published" calls both kidneys enlarged where one of them is.
+    "published" calls both kidneys enlarged where one of them is, and speaks of none where one is
+    not known.
 
     Raises:
         KeyError: an organ without limits.
     """
-    if organ.volume_mm3 is None:
-        return ""
     limit = ENLARGED_CM3[organ.name]
     name = organ.name.capitalize()
-    if organ.name == "kidney":
-        large = [s for s, v in organ.parts_mm3.items() if v is not None and v / 1000 > limit]
-        if not large:
-            return "Normal size"
-        if published or len(large) == 2:
-            return "Bilateral kidneys are enlarged"
-        return f"{large[0].capitalize()} kidney is enlarged"
+    if organ.name == "kidney" and not (published and organ.volume_mm3 is None):
+        return _kidneys(organ.parts_mm3, limit, published)
+    if organ.volume_mm3 is None:
+        return ""
     if organ.name == "spleen" and organ.volume_mm3 / 1000 > MASSIVE_SPLEEN_CM3:
         return f"{name} is massively enlarged"
     return f"{name} is enlarged" if organ.volume_mm3 / 1000 > limit else "Normal size"
+
+
+def _kidneys(parts_mm3: Mapping[str, float | None], limit_cm3: float, published: bool) -> str:
+    known = [side for side, volume in parts_mm3.items() if volume is not None]
+    large = [side for side in known if parts_mm3[side] / 1000 > limit_cm3]
+    if large and (published or len(large) == 2):
+        return "Bilateral kidneys are enlarged"
+    if large:
+        return f"{large[0].capitalize()} kidney is enlarged"
+    if len(known) == 1:
+        return f"{known[0].capitalize()} kidney is of normal size"
+    return "Normal size" if known else ""
 
 
 def enlargement(words: str) -> str:
@@ -50,4 +58,6 @@ def enlargement(words: str) -> str:
     if words == "Bilateral kidneys are enlarged":
         return "Enlarged kidneys."
     name, _, rest = words.partition(" is ")
-    return f"{rest.capitalize()} {name.lower()}." if rest else ""
+    if not rest.endswith("enlarged"):
+        return ""
+    return f"{rest.capitalize()} {name.lower()}."

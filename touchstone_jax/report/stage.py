@@ -63,7 +63,10 @@ def stage(
             }
             if not branches:
                 unknown.append("CA, CHA, SA (the celiac artery could not be divided)")
-        out.append(_staged(lesion, angles, _contacts(region, masks, spacing_mm), unknown))
+        contacts = _contacts(region, masks, spacing_mm)
+        if blind := [name for name, contact in contacts.items() if contact is None]:
+            unknown.append(f"contact with {', '.join(blind)} (no usable mask)")
+        out.append(_staged(lesion, angles, contacts, unknown))
     return out
 
 

@@ -73,10 +73,10 @@ def organ_text(
     words = size_words(organ, published=published)
     if words:
         lines.append(f"{words} ({_volumes(organ)}).")
-    elif not published:
+    if not published and organ.volume_mm3 is None:
         lines += [f"Size not assessed: {reason}." for reason in _why_no_size(organ)]
     density = _density(organ, phase, spleen_hu, published)
-    if organ.name == "kidney" and words and density:
+    if organ.name == "kidney" and organ.volume_mm3 is not None and density:
         lines[-1] += f" {density}"
     elif density:
         lines.append(density)
@@ -95,8 +95,11 @@ def _why_no_size(organ: Organ) -> list[str]:
 def _volumes(organ: Organ) -> str:
     if organ.name != "kidney":
         return f"volume: {_cm3(organ.volume_mm3)}"
-    parts = [f"{s} kidney volume: {_cm3(organ.parts_mm3[s])}" for s in ("right", "left")]
-    return "; ".join([*parts, f"total kidney volume: {_cm3(organ.volume_mm3)}"])
+    sides = [(s, organ.parts_mm3[s]) for s in ("right", "left")]
+    parts = [f"{s} kidney volume: {_cm3(volume)}" for s, volume in sides if volume is not None]
+    if organ.volume_mm3 is not None:
+        parts.append(f"total kidney volume: {_cm3(organ.volume_mm3)}")
+    return "; ".join(parts)
 
 
 def _cm3(volume_mm3: float) -> str:
@@ -151,14 +154,18 @@ def _block(organ: str, lesion: Lesion, published: bool) -> str:
     how = f"{lesion.attenuation.capitalize()}attenuating" if lesion.attenuation else "not assessed"
     lines.append(f"Enhancement relative to {organ}: {how} {value}.")
     if lesion.staging is not None:
-        lines += staging_lines(lesion.staging, lesion.kind)
+        lines += staging_lines(lesion.staging, lesion.kind, published=published)
     return "\n".join(lines)
 
 
-def staging_lines(staging: Staging, kind: str) -> list[str]:
-    """Contacts, T stage and resectability of a pancreatic tumor, a sentence a line."""
+def staging_lines(staging: Staging, kind: str, *, published: bool = False) -> list[str]:
+    """Contacts, T stage and resectability of a pancreatic tumor, a sentence a line.
+
+    "published" says no contact where no neighbour has a mask.
+    """
     touched = [name for name in NEIGHBOURS if staging.contacts.get(name)]
-    near = f"{_join(touched)}." if touched else "No. "
+    seen = published or any(contact is not None for contact in staging.contacts.values())
+    near = f"{_join(touched)}." if touched else "No. " if seen else "not assessed."
     lines = [f"Contact with adjacent organs: {near}"]
     lines += vessel_lines(staging, kind)
     if staging.unknown:

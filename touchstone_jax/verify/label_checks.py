@@ -15,9 +15,9 @@ from touchstone_jax.labels.schemes import Scheme
 from touchstone_jax.layouts.case_files import Case
 
 _TWINS = ("kidney", "adrenal_gland", "lung", "femur")
-# Organs without air or fat: where their mean is far off, labels and CT do not belong together.
 _SOLID = ("liver", "spleen", "kidney_left", "kidney_right", "pancreas", "aorta")
-_SOLID_HU = (-50.0, 600.0)
+SOLID_HU = (-50.0, 600.0)
+"""Mean HU of organs without air or fat; far off, labels and CT do not belong together."""
 
 
 def absent_files(case: Case) -> Iterator[Finding]:
@@ -144,9 +144,7 @@ def _judge_fit(case: str, labels, target: Scheme, ct) -> Iterator[Finding]:
         if not values.size:
             continue
         mean = float(np.mean(values, dtype=np.float64))
-        if not _SOLID_HU[0] <= mean <= _SOLID_HU[1]:
-            told = (
-                f"{name} has {mean:.0f} HU on average; expected {_SOLID_HU[0]:g}..{_SOLID_HU[1]:g}"
-            )
+        if not SOLID_HU[0] <= mean <= SOLID_HU[1]:
+            told = f"{name} has {mean:.0f} HU on average; expected {SOLID_HU[0]:g}..{SOLID_HU[1]:g}"
             fix = "look whether mask and CT are of one patient and one orientation"
             yield Finding(case, "organ_hu", "warning", told, fix)
