@@ -21,6 +21,8 @@ ANISOTROPIC = {"kernels": ((1, 3, 3), *[3] * 5), "strides": (1, (1, 2, 2), *[2] 
 
 COUNTS = [  # beside those of the catalogue
     ("resenc_l", 10, {"kernels": 3}, 102_356_210),
+    ("unetr", 9, {"width": 16}, 92_783_961),
+    ("swin_unetr", 9, {"version": 1}, 62_187_051),
     ("uniseg", 10, {"tasks": 0}, 31_175_776),
 ]
 
@@ -218,6 +220,10 @@ def test_bfloat16_stays_near_float32():
         ("unetr", {"heads": 10}, "heads=10 does not divide hidden=768"),
         ("unetr", {"taps": (3, 6, 12)}, "expected three rising integers below 12"),
         ("unetr", {"embedding": "linear"}, "embedding='linear'; legal: perceptron, conv"),
+        ("swin_unetr", {"version": 3}, "version=3; legal: 1, 2"),
+        ("swin_unetr", {"merging": "old"}, "merging='old'; legal: fixed, legacy"),
+        ("swin_unetr", {"heads": (3, 6, 12, 25)}, r"heads\[3\]=25 does not divide 384"),
+        ("swin_unetr", {"depths": (2, 2, 2)}, "expected 4 integers from 1"),
     ],
 )
 def test_bad_arguments_are_told(name, config, said):

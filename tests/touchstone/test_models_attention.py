@@ -10,6 +10,7 @@ from scipy.special import erf
 from touchstone_jax.layers import attention
 from touchstone_jax.layers.dropout import Dropout
 from touchstone_jax.layers.windows import PatchConv, patches, unwindows, windows
+from touchstone_jax.models.swin import Merging, SwinBlock, regions
 from touchstone_jax.models.vit import ViT
 
 RNG = np.random.default_rng(0)
@@ -183,3 +184,50 @@ def test_a_vit_keeps_what_its_blocks_gave_and_refuses_other_volumes():
         ViT((4, 4, 8), (3, 2, 2), 2, **size, how=how)
     with pytest.raises(ValueError, match="embedding='linear'; legal: perceptron, conv"):
         ViT((4, 4, 8), (2, 2, 4), 2, **size, embedding="linear", how=how)
+
+
+def test_a_shifted_window_has_regions_that_were_neighbours_before():
+    sides, window, shift = (6, 4, 2), (3, 4, 2), (1, 0, 0)
+    found = regions(sides, window, shift)
+    at = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), -1)
+    before = np.roll(at, -1, 0)[None].astype(np.float32)
+    places = np.asarray(windows(jnp.asarray(before), window))[0]
+    for numbers, where in zip(found, places, strict=True):
+        for i in range(len(where)):
+            near = (np.abs(where - where[i]) < window).all(-1)
+            np.testing.assert_array_equal(numbers == numbers[i], near)
+    assert len(set(found[0])) == 1 and len(set(found[1])) == 2
+
+
+def test_shifted_windows_look_at_neighbours_only():
+    """What changes when one voxel changes: its own window's voxels, none across the border."""
+    block = scrambled(SwinBlock(4, 2, 2, True, {"dtype": "float32", "rngs": nnx.Rngs(0)}))
+    x = jnp.asarray(normal(1, 6, 4, 4, 4))
+    run = jax.jit(lambda x: block(x))
+    changed = np.abs(run(x) - run(x.at[0, 0, 1, 2].add(jnp.arange(4.0)))).max(-1)[0] > 1e-6
+    expected = np.zeros((6, 4, 4), bool)
+    expected[0:1, 1:3, 1:3] = True  # windows start at odd voxels; the first and last are halves
+    np.testing.assert_array_equal(changed, expected)
+
+
+@pytest.mark.parametrize(("order", "twice"), [("fixed", []), ("legacy", [(0, 1, 0), (0, 0, 1)])])
+def test_merging_puts_eight_voxels_side_by_side(order, twice):
+    x = normal(1, 2, 2, 4, 3)
+    layer = Merging(3, order, {"dtype": "float32", "rngs": nnx.Rngs(0)})
+    layer.reduction.kernel[...] = jnp.asarray(normal(24, 6))
+    places = [
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 0),
+        (1, 0, 1),
+        (0, 1, 1),
+        (1, 1, 1),
+    ]
+    if twice:
+        places[4:7] = [(1, 0, 1), *twice]
+    for z in (0, 1):
+        side_by_side = np.concatenate([x[0, i, j, 2 * z + k] for i, j, k in places])
+        expected = linear(layer_norm(side_by_side, layer.norm), layer.reduction)
+        np.testing.assert_allclose(layer(jnp.asarray(x))[0, 0, 0, z], expected, atol=1e-5)

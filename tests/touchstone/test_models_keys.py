@@ -13,6 +13,7 @@ from touchstone_jax.models.catalogue import CATALOGUE
 LISTS = {
     "clip_unet": ("unet_clip", {}, 42),
     "unetr_fs32": ("unetr", {}, 24),
+    "swin_unetr_v2": ("swin_unetr", {}, 8),
 }
 
 

@@ -145,6 +145,17 @@ CATALOGUE: dict[str, Published] = {
         "Hatamizadeh et al., WACV 2022",
         "feature size 32 and 9 classes; the size 16 of the authors' scripts has 92.8M",
     ),
+    "swin_unetr": Published(
+        72.8,
+        72_762_411,
+        9,
+        {},
+        (96, 96, 96),
+        688,
+        "Hatamizadeh et al., BrainLes 2021",
+        "the second version, with a residual block before each stage, and 9 classes; the first has "
+        "62.187M",
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from touchstone_jax.models.mednext import MedNeXt
 from touchstone_jax.models.nextou import NexToU
 from touchstone_jax.models.resenc import ResEncUNet
 from touchstone_jax.models.stunet import STUNet
+from touchstone_jax.models.swin_unetr import SwinUNETR
 from touchstone_jax.models.unet import UNet
 from touchstone_jax.models.unet_clip import UNetClip
 from touchstone_jax.models.unetr import UNETR
@@ -31,6 +32,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "stunet_l": partial(STUNet, width=64, depth=2),
     "stunet_h": partial(STUNet, width=96, depth=3),
     "unetr": UNETR,
+    "swin_unetr": SwinUNETR,
 }
 
 
