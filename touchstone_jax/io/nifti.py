@@ -101,7 +101,9 @@ def load(path: Path, case: str) -> tuple[Any, Geometry, tuple[Finding, ...]]:
             told = f"{path.name} is truncated: {len(data)} of {expected} bytes"
             raise refusal(case, "truncated", told, _NEW_FILE)
         two = isinstance(header, nibabel.Nifti2Header)
-        image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image).from_bytes(data)
+        # Not `from_bytes`: it would check the header again, and log every repair to stderr.
+        voxels = nibabel.arrayproxy.ArrayProxy(io.BytesIO(data), header)
+        image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image)(voxels, None, header)
     return image, geometry, notes
 
 
