@@ -4,7 +4,6 @@ Command   python -m launch report --config configs/touchstone/report.py --workdi
 Argument  "published": the released generator's behaviour, its quirks included (docs/report.md)
 Yours     --config.jobs.report.data=DIR with DIR/CASE/ct.nii.gz and DIR/CASE/segmentations/*.nii.gz;
           for what `predict` wrote into WORKDIR: --config.jobs.report.masks=WORKDIR/predict
-          --config.jobs.report.segmentations=predictions
 Fetches   38 MB from the package index, once: one CT with a model's masks of nine organs
 Writes    reports.csv, measurements.json, metadata.csv, statistics.json, findings.jsonl; in each
           case's folder its report, JSON and a picture of every lesion
@@ -29,13 +28,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 "data": DATA,
                 "layout": "auto",
                 "masks": None,  # None: beside the CTs
-                "segmentations": "segmentations",
+                "segmentations": None,  # folder of the masks; None: segmentations or predictions
                 "rules": arg or "corrected",
                 "min_component_mm3": 10.0,
                 "phases": None,  # a CSV with the columns BDMAP ID and CT Phase
                 "pictures": True,
                 "narrative": False,
-                "endpoint": None,  # {"url": …, "model": …}: adapts the narrative's style
+                "endpoint": None,  # {"url": …, "model": …, "key_env": …}: adapts its style
                 "allow": (),  # ("missing_mask",): organs without a mask are no errors
                 "fingerprints": "content",
             }

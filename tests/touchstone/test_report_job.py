@@ -189,7 +189,6 @@ def test_predictions_become_reports(folder: Path, tmp_path: Path) -> None:
             f"--workdir={tmp_path}",
             f"--config.jobs.report.data={tmp_path / 'ct'}",
             f"--config.jobs.report.masks={tmp_path / 'predict'}",
-            "--config.jobs.report.segmentations=predictions",
         ]
     )
     report = (tmp_path / "report/reports.csv").read_text(encoding="utf-8")
@@ -203,7 +202,7 @@ def test_published_rules_have_no_report_for_a_case_that_lacks_an_organ(
     job = Report(str(folder), rules="published", pictures=False)
     (tmp_path / "phantom_00003").mkdir()
     row = job.run("phantom_00003", tmp_path / "phantom_00003")
-    told = [f for f in read_findings(tmp_path / "phantom_00003/findings.jsonl")]
+    told = read_findings(tmp_path / "phantom_00003/findings.jsonl")
     assert row == {"lesions": 0, "errors": 1, "warnings": 0}
     assert (told[0].check, told[0].message) == ("missing_mask", "no mask colon.nii.gz")
     with pytest.raises(ValueError, match="1 errors in 1 of 1 cases, .*no mask colon.nii.gz"):
@@ -275,3 +274,22 @@ def test_a_real_ct_in_one_command(golden: Path, tmp_path: Path) -> None:
     assert "Liver lesion 1:" in report and "Volume: 3.4 cm^3" in report  # 125 voxels of 27 mm³
     assert "Not assessed for lesions: pancreas, kidneys." in report
     assert (tmp_path / "report/TS_full_3mm/liver_lesion_1.png").is_file()
+
+
+def test_the_u_net_s_card_reports_what_it_predicted(golden: Path, tmp_path: Path) -> None:
+    """The real CT with nine organs in the layout of `predict`, by the card that predicts them."""
+    source = golden.parent / "data/real_ct/TS_full_3mm"
+    ct = read_ct(source / "ct.nii.gz", case="c")
+    labels, _ = read_labels(source / "combined_labels.nii.gz", case="c", like=ct.geometry)
+    predicted = tmp_path / "predict/TS_full_3mm"
+    predicted.mkdir(parents=True)
+    write_prediction(predicted, labels, ct.geometry, scheme("abdomenatlas_1.0"))
+    (tmp_path / "data/TS_full_3mm").mkdir(parents=True)
+    (tmp_path / "data/TS_full_3mm/ct.nii.gz").write_bytes((source / "ct.nii.gz").read_bytes())
+    card = f"--config=configs/touchstone/unet.py:{tmp_path}"
+    where = f"--config.jobs.report.data={tmp_path / 'data'}"
+    assert main(["report", card, f"--workdir={tmp_path}", where]) == 0
+    report = (tmp_path / "report/TS_full_3mm/report.txt").read_text(encoding="utf-8")
+    ml = np.round((labels == 6).sum() * np.prod(ct.spacing_mm) / 1000, 1)  # the pancreas
+    assert f"Pancreas: \nNormal size (volume: {ml} cm^3)." in report
+    assert "Not assessed for lesions: liver, pancreas, kidneys." in report
