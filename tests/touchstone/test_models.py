@@ -224,6 +224,10 @@ def test_bfloat16_stays_near_float32():
         ("swin_unetr", {"merging": "old"}, "merging='old'; legal: fixed, legacy"),
         ("swin_unetr", {"heads": (3, 6, 12, 25)}, r"heads\[3\]=25 does not divide 384"),
         ("swin_unetr", {"depths": (2, 2, 2)}, "expected 4 integers from 1"),
+        ("unest", {"patch": 48}, r"patch=\(48, 48, 48\); expected multiples of 32"),
+        ("unest", {"patch": 32}, "and not all 32"),
+        ("unest", {"heads": (3, 8, 16)}, r"heads\[0\]=3 does not divide 128"),
+        ("unest", {"skip": 1.0}, r"skip=1.0; expected a share in \[0, 1\)"),
     ],
 )
 def test_bad_arguments_are_told(name, config, said):
@@ -231,7 +235,7 @@ def test_bad_arguments_are_told(name, config, said):
         abstract(name, **{"num_classes": 2, **config})
 
 
-@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "unetr"])
+@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "unetr", "unest"])
 def test_networks_of_one_patch_refuse_others(name):
     model = drawn(name)
     shape = (1, *(2 * n for n in sides(name)), 2)

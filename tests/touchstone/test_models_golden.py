@@ -51,6 +51,7 @@ CASES = {
     "clip_universal_unet": ("unet_clip", {"widths": (8, 16, 32, 64), "groups": (8, 4)}),
     "unetr_perceptron": ("unetr", {"patch": 32, "heads": 4}),
     "swin_unetr_v2": ("swin_unetr", {}),
+    "unest": ("unest", {"patch": 64, "heads": (2, 4, 8)}),
 }
 # The worst difference as a share of the largest logit; float32 itself is off by up to 5e-6.
 TOLERANCE = {"lhunet": 3e-5, "nextou_v1": 4e-5}

@@ -14,6 +14,7 @@ LISTS = {
     "clip_unet": ("unet_clip", {}, 42),
     "unetr_fs32": ("unetr", {}, 24),
     "swin_unetr_v2": ("swin_unetr", {}, 8),
+    "unest_base": ("unest", {}, 0),
 }
 
 

@@ -38,6 +38,13 @@ TINY = {
         "taps": (0, 1, 2),
     },
     "swin_unetr": {"width": 4, "depths": (2, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2},
+    "unest": {
+        "patch": (32, 32, 64),
+        "width": 2,
+        "depths": (1, 1, 2),
+        "heads": (2, 2, 2),
+        "skip": 0.05,
+    },
 }
 SIDES = {
     "lhunet": (32, 32, 64),
@@ -45,9 +52,17 @@ SIDES = {
     "unet_clip": (16, 16, 16),
     "unetr": (16, 16, 32),
     "swin_unetr": (32, 32, 64),
+    "unest": (32, 32, 64),
 }
 # Fractions of the sides of the scales that training gives.
-SCALES = {"lhunet": (1,), "unet_clip": (1,), "unetr": (1,), "swin_unetr": (1,), "nextou": (1, 2, 4)}
+SCALES = {
+    "lhunet": (1,),
+    "unet_clip": (1,),
+    "unetr": (1,),
+    "swin_unetr": (1,),
+    "unest": (1,),
+    "nextou": (1, 2, 4),
+}
 
 
 def sides(name):

@@ -156,6 +156,16 @@ CATALOGUE: dict[str, Published] = {
         "the second version, with a residual block before each stage, and 9 classes; the first has "
         "62.187M",
     ),
+    "unest": Published(
+        87.2,
+        87_201_066,
+        9,
+        {},
+        (96, 96, 96),
+        458,
+        "Yu et al., Medical Image Analysis 2023",
+        "the base size of MONAI's model zoo, and 9 classes",
+    ),
 }
 
 

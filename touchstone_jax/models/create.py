@@ -14,6 +14,7 @@ from touchstone_jax.models.nextou import NexToU
 from touchstone_jax.models.resenc import ResEncUNet
 from touchstone_jax.models.stunet import STUNet
 from touchstone_jax.models.swin_unetr import SwinUNETR
+from touchstone_jax.models.unest import UNesT
 from touchstone_jax.models.unet import UNet
 from touchstone_jax.models.unet_clip import UNetClip
 from touchstone_jax.models.unetr import UNETR
@@ -33,6 +34,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "stunet_h": partial(STUNet, width=96, depth=3),
     "unetr": UNETR,
     "swin_unetr": SwinUNETR,
+    "unest": UNesT,
 }
 
 
