@@ -11,7 +11,7 @@ from launch.checkpoint import Store
 from launch.experiment import Checkpoint, Mesh
 from launch.stream import Stream
 from launch.train import abstract_state, compile_step
-from tests.touchstone.tiny_models import TINY, sides
+from tests.touchstone.tiny_models import SIDES, TINY, sides
 from tests.touchstone.toy_prepared import plan, write_set
 from touchstone_jax import tasks
 
@@ -37,7 +37,7 @@ def task_of(name, folder):
         optimizer=optax.chain(optax.clip_by_global_norm(12.0), optax.adam(5e-3)),
         data=folder,
         model=model,
-        patch=sides(name) if name in ("uniseg", "lhunet", "nextou", "unetr") else (16, 16, 16),
+        patch=sides(name) if name in ("uniseg", *SIDES) else (16, 16, 16),
         augmentation={"preset": "none"},
         batch_dice=True,
         foreground=1.0,

@@ -37,6 +37,29 @@ TINY = {
         "heads": 2,
         "taps": (0, 1, 2),
     },
+    "diff_unet": {"widths": (4, 4, 4, 4, 6, 4), "steps": 2},
+    "segvol": {
+        "patch": (16, 16, 8),
+        "token": (8, 8, 4),
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "hidden": 8,
+        "decoder_heads": 2,
+        "decoder_hidden": 8,
+    },
+    "sam_adapter": {
+        "side": 32,
+        "encoder_config": {
+            "widths": (4, 4, 8, 8),
+            "depths": (1, 1, 1, 1),
+            "heads": (1, 1, 2, 2),
+            "windows": (1, 3, 2, 2),
+        },
+        "width": 16,
+        "heads": 2,
+        "hidden": 8,
+    },
     "swin_unetr": {"width": 4, "depths": (2, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2},
     "unest": {
         "patch": (32, 32, 64),
@@ -53,6 +76,9 @@ SIDES = {
     "unetr": (16, 16, 32),
     "swin_unetr": (32, 32, 64),
     "unest": (32, 32, 64),
+    "diff_unet": (32, 16, 16),
+    "segvol": (16, 16, 8),
+    "sam_adapter": (12, 10, 2),
 }
 # Fractions of the sides of the scales that training gives.
 SCALES = {
@@ -61,8 +87,13 @@ SCALES = {
     "unetr": (1,),
     "swin_unetr": (1,),
     "unest": (1,),
+    "diff_unet": (1,),
+    "segvol": (1,),
+    "sam_adapter": (1,),
     "nextou": (1, 2, 4),
 }
+# Samples that it takes to reach every parameter.
+BATCHES = {"lhunet": 2, "segvol": 8}
 
 
 def sides(name):

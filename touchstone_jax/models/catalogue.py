@@ -145,6 +145,39 @@ CATALOGUE: dict[str, Published] = {
         "Hatamizadeh et al., WACV 2022",
         "feature size 32 and 9 classes; the size 16 of the authors' scripts has 92.8M",
     ),
+    "diff_unet": Published(
+        434.0,
+        38_392_969,
+        10,
+        {},
+        (96, 96, 96),
+        10622,
+        "Xing et al., arXiv 2303.10326",
+        "the public code; no simple multiple of its widths has 434.0M; ten steps of DDIM, of which "
+        "a step has 1,034 GFLOPs",
+    ),
+    "segvol": Published(
+        181.0,
+        113_682_016,
+        10,
+        {},
+        (256, 256, 32),
+        708,
+        "Du et al., NeurIPS 2024",
+        "with the text tower, for whose vectors there is a file, 63.166M more, and 4,060,528 that "
+        "the original never reads: 180.9M; nine organs",
+    ),
+    "sam_adapter": Published(
+        11.6,
+        11_038_676,
+        10,
+        {},
+        (512, 512, 1),
+        89,
+        "Gu et al., arXiv 2404.09957",
+        "the total, with MobileSAM's encoder: 11,640,499, of which 601,823 (a classifier, prompts, "
+        "quality) are never read and left out; 5.29M are trained",
+    ),
     "swin_unetr": Published(
         72.8,
         72_762_411,

@@ -19,11 +19,13 @@ from flax import nnx, traverse_util
 from touchstone_jax.layers import Conv, InstanceNorm, UpConv
 from touchstone_jax.layers.depthwise import DepthwiseConv, DepthwiseUp
 from touchstone_jax.layers.dropout import RandomStream
+from touchstone_jax.layers.slices import FrozenNorm, SliceUp
 from touchstone_jax.layers.transposed import TransposedConv
 from touchstone_jax.layers.windows import PatchConv
 from touchstone_jax.legal import unknown
 from touchstone_jax.models.create import MODELS, create
 from touchstone_jax.models.graph import GroupedDense
+from touchstone_jax.models.segvol import VolumeNorm
 
 # Layer -> our variable -> (torch's name, our axis for each of torch's).
 _CONV = {"kernel": ("weight", (4, 3, 0, 1, 2)), "bias": ("bias", (0,))}
@@ -41,6 +43,10 @@ LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
     InstanceNorm: _NORM,
     nnx.BatchNorm: {**_NORM, **_BATCH},
     nnx.LayerNorm: _NORM,
+    FrozenNorm: {**_NORM, **_BATCH},
+    SliceUp: {"kernel": ("weight", (2, 3, 0, 1)), "bias": ("bias", (0,))},
+    nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", (0,))},
+    VolumeNorm: {"scale": ("weight", (3, 0, 1, 2)), "bias": ("bias", (3, 0, 1, 2))},
     nnx.GroupNorm: _NORM,
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},
 }
@@ -102,6 +108,7 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
         values[place.path] = jnp.array(value, ours.dtype, copy=True)
     for number, path in enumerate(sorted(_streams(found.model), key=str)):
         values[path] = _stream(number)
+    values.update(_own(name, found))
     return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
 
 
@@ -143,7 +150,8 @@ def torch_places(model: nnx.Module) -> dict[str, Place]:
     """
     modules = dict(nnx.iter_modules(model))
     places = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Not(RandomStream))):
+    own = (RandomStream, *getattr(model, "torch_absent", ()))
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(*own)))):
         *above, attribute = path
         layout = _layout(modules[tuple(above)])
         shape = tuple(variable.shape)
@@ -224,6 +232,19 @@ def _some(items: list[str], most: int = 8) -> str:
 def _streams(model: nnx.Module) -> list[tuple[Any, ...]]:
     """Paths of the streams of random numbers, which no state dict holds."""
     return [path for path, _ in nnx.to_flat_state(nnx.state(model, RandomStream))]
+
+
+def _own(name: str, found: Fit) -> dict[tuple[Any, ...], jax.Array]:
+    """Variables of the kinds ``torch_absent``, which follow from the network's arguments."""
+    kinds = getattr(found.model, "torch_absent", ())
+    if not kinds:
+        return {}
+
+    def make() -> dict[str, Any]:
+        network = create(name, **found.config, rngs=nnx.Rngs(0))
+        return nnx.to_pure_dict(nnx.state(network, nnx.Any(*kinds)))
+
+    return traverse_util.flatten_dict(jax.jit(make)())
 
 
 def _stream(number: int) -> jax.Array:

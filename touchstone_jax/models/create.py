@@ -8,12 +8,16 @@ from functools import partial
 from flax import nnx
 
 from touchstone_jax.legal import call, options_of, unknown
+from touchstone_jax.models.diff_unet import DiffUNet
 from touchstone_jax.models.lhunet import LHUNet
 from touchstone_jax.models.mednext import MedNeXt
 from touchstone_jax.models.nextou import NexToU
 from touchstone_jax.models.resenc import ResEncUNet
+from touchstone_jax.models.sam_adapter import SAMAdapter
+from touchstone_jax.models.segvol import SegVol
 from touchstone_jax.models.stunet import STUNet
 from touchstone_jax.models.swin_unetr import SwinUNETR
+from touchstone_jax.models.swin_unetr_clip import SwinUNETRClip
 from touchstone_jax.models.unest import UNesT
 from touchstone_jax.models.unet import UNet
 from touchstone_jax.models.unet_clip import UNetClip
@@ -28,12 +32,16 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "lhunet": LHUNet,
     "nextou": NexToU,
     "unet_clip": UNetClip,
+    "diff_unet": DiffUNet,
+    "segvol": SegVol,
+    "sam_adapter": SAMAdapter,
     "stunet": STUNet,
     "stunet_b": partial(STUNet, width=32, depth=1),
     "stunet_l": partial(STUNet, width=64, depth=2),
     "stunet_h": partial(STUNet, width=96, depth=3),
     "unetr": UNETR,
     "swin_unetr": SwinUNETR,
+    "swin_unetr_clip": SwinUNETRClip,
     "unest": UNesT,
 }
 

@@ -1,0 +1,68 @@
+"""SegVol, 114 million parameters: organs asked for by name, points or box (Du et al. 2024).
+
+Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
+          python -m launch VERB --config configs/touchstone/segvol.py --workdir runs/segvol
+Argument  folder of another prepared data set: segvol.py:DIR
+Prompts   --config.jobs.predict.prompts=FILE, a JSON file of touchstone_jax.prompts; without it all
+          organs are asked for by name
+CLIP      vectors of the names that are shipped are a stand-in, as in configs/touchstone/
+          unet_clip.py; those of the published text tower (63 million parameters, frozen) go into
+          --config.task.model.embeddings=FILE
+Weights   of the original, but for the text tower: python -m launch convert --config … --workdir …
+          --weights FILE --prefix model.
+Note      of one patch only: that of the model and that of the task are one; slices lie across z
+Attention 12 layers of 12 heads over 2,048 tokens: 604 million scores a sample, 2.4 GB, for the
+          gradients, unless computed again (remat: one layer's, 0.2 GB); the flash kernel of GPUs,
+          which bfloat16 takes, keeps none. A mask of 96 channels takes 50 MB, one organ at a time
+Differs   published: one organ a step, half of the windows on the CT as a whole made small, and
+          pseudo masks; here all organs of a patch, each by a prompt drawn from six kinds, on the
+          plan's spacing
+Size      the published one; not yet trained here, so no expected score
+"""
+
+from ml_collections import ConfigDict
+
+PATCH = (256, 256, 32)
+
+
+def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
+    """The card; `arg` is the folder that the verb prepare made."""
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "touchstone_jax.tasks:Segmenter",
+            "data": arg,
+            "model": {
+                "name": "segvol",
+                "patch": PATCH,
+                "embeddings": None,
+                "dtype": "bfloat16",
+                "remat": True,
+            },
+            "patch": PATCH,
+            "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
+            "validation": 0.05,
+            "seed": 0,
+        }
+    )
+    config.steps = 250_000
+    config.batch_size = 4
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-4,
+            "schedule": "cosine",
+            "warmup_steps": 5_000,  # 10 of 500 epochs
+            "weight_decay": 1e-5,
+            "decay_all": True,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.eval_every = 5_000
+    config.eval_batch_size = 4
+    config.checkpoint = ConfigDict({"every": 1_000, "keep": 1})
+    config.jobs = ConfigDict()
+    config.jobs.predict = ConfigDict(
+        {"name": "touchstone_jax.jobs:Predict", "data": "data:example-ct", "prompts": None}
+    )
+    return config
