@@ -44,7 +44,7 @@ def test_parameters_are_as_many_as_the_originals(name):
     assert count.count_parameters(name) == row.parameters
     # The printed number, or what the reason tells of.
     near = abs(row.parameters / 1e6 - row.printed) < 0.05
-    assert near or name in ("resenc_l", "uniseg", "unet_clip", *FEWER)
+    assert near or name in ("medformer", "resenc_l", "uniseg", "unet_clip", *FEWER)
 
 
 @pytest.mark.parametrize(("name", "classes", "config", "expected"), COUNTS)
@@ -234,6 +234,10 @@ def test_bfloat16_stays_near_float32():
         ("unet_clip", {"groups": (16, 24)}, "24 groups do not divide 64 channels"),
         ("unet_clip", {"organs": ("liver", "spleen")}, "2 names for 1 organs"),
         ("unet_clip", {"organs": ("livr",)}, "'livr'; did you mean 'liver'"),
+        ("medformer", {"convs": (2, 0, 0, 0, 0, 0, 0, 2)}, "8 integers from 0, the last two"),
+        ("medformer", {"heads": (4, 8, 9, 8, 4)}, "heads=9 does not divide 320 channels"),
+        ("medformer", {"attentions": (2, 4, 6, 4, 0)}, "expected 5 integers from 1"),
+        ("medformer", {"fusion": (320, 7, 2)}, "heads do not divide the channels"),
         ("unetr", {"patch": 90}, r"patch=\(90, 90, 90\); expected multiples of 16"),
         ("unetr", {"heads": 10}, "heads=10 does not divide hidden=768"),
         ("unetr", {"taps": (3, 6, 12)}, "expected three rising integers below 12"),

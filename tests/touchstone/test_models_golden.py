@@ -48,13 +48,24 @@ CASES = {
             "ratios": (4, 2, 1),
         },
     ),
+    "medformer": (
+        "medformer",
+        {
+            "widths": (8, 16, 24, 32, 40),
+            "convs": (1, 1, 0, 0, 0, 1, 1, 1),
+            "attentions": (1, 2, 2, 2, 1),
+            "heads": (2, 4, 5, 4, 2),
+            "codes": 2,
+            "fusion": (40, 5, 2),
+        },
+    ),
     "clip_universal_unet": ("unet_clip", {"widths": (8, 16, 32, 64), "groups": (8, 4)}),
     "unetr_perceptron": ("unetr", {"patch": 32, "heads": 4}),
     "swin_unetr_v2": ("swin_unetr", {}),
     "unest": ("unest", {"patch": 64, "heads": (2, 4, 8)}),
 }
 # The worst difference as a share of the largest logit; float32 itself is off by up to 5e-6.
-TOLERANCE = {"lhunet": 3e-5, "nextou_v1": 4e-5}
+TOLERANCE = {"medformer": 3e-5, "lhunet": 3e-5, "nextou_v1": 4e-5}
 
 
 def channels_last(x):

@@ -12,6 +12,7 @@ from touchstone_jax.models.catalogue import CATALOGUE
 # File -> network, arguments that the keys do not tell, keys that hold nothing of their own.
 LISTS = {
     "clip_unet": ("unet_clip", {}, 42),
+    "medformer_kits": ("medformer", {}, 0),
     "unetr_fs32": ("unetr", {}, 24),
     "swin_unetr_v2": ("swin_unetr", {}, 8),
     "unest_base": ("unest", {}, 0),

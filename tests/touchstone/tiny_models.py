@@ -28,6 +28,14 @@ TINY = {
         "ratios": (2, 1),
     },
     "unet_clip": {"widths": (4, 4, 6, 8), "groups": (2, 2)},
+    "medformer": {
+        "widths": (4, 4, 4, 6, 8),
+        "convs": (1, 0, 0, 0, 0, 0, 1, 1),
+        "attentions": (1, 1, 1, 1, 1),
+        "heads": (2, 2, 2, 2, 2),
+        "codes": 2,
+        "fusion": (4, 2, 1),
+    },
     "unetr": {
         "patch": (16, 16, 32),
         "width": 4,
@@ -73,6 +81,7 @@ SIDES = {
     "lhunet": (32, 32, 64),
     "nextou": (16, 16, 16),
     "unet_clip": (16, 16, 16),
+    "medformer": (32, 32, 32),
     "unetr": (16, 16, 32),
     "swin_unetr": (32, 32, 64),
     "unest": (32, 32, 64),
@@ -82,6 +91,7 @@ SIDES = {
 }
 # Fractions of the sides of the scales that training gives.
 SCALES = {
+    "medformer": (1, 1),
     "lhunet": (1,),
     "unet_clip": (1,),
     "unetr": (1,),

@@ -150,7 +150,7 @@ def depthwise_up(
 
 
 class DepthwiseConv(nnx.Module):
-    """`depthwise` with a bias: (b, x, y, z, c) to (b, x', y', z', c), x' = ceil(x / stride).
+    """`depthwise` and a bias: (b, x, y, z, c) to (b, x', y', z', c), x' = ceil(x / stride).
 
     Args:
         channels: c.
@@ -159,6 +159,7 @@ class DepthwiseConv(nnx.Module):
         dilation: between taps.
         dtype: type of the computation and the result.
         lowering: of `depthwise`.
+        bias: whether a bias is added.
         rngs: initialisation (He et al. 2015; bias 0).
     """
 
@@ -171,13 +172,14 @@ class DepthwiseConv(nnx.Module):
         dilation: int = 1,
         dtype: Any = jnp.float32,
         lowering: str = "auto",
+        bias: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
         if lowering not in LOWERINGS:
             raise ValueError(f"lowering={lowering!r}; legal: {', '.join(LOWERINGS)}")
         sizes = triple(kernel, "kernel")
         self.kernel = he_normal(rngs, (*sizes, 1, channels), math.prod(sizes))
-        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32)) if bias else None
         self.strides, self.dilation = triple(strides, "strides"), dilation
         self.dtype, self.lowering = jnp.dtype(dtype), lowering
 

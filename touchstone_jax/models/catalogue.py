@@ -135,6 +135,16 @@ CATALOGUE: dict[str, Published] = {
         "Liu et al., ICCV 2023",
         "printed is the backbone alone, 19.07M; with the CLIP-driven head 19.42M",
     ),
+    "medformer": Published(
+        38.5,
+        38_587_252,
+        10,
+        {},
+        (128, 128, 128),
+        2289,
+        "Gao et al., arXiv 2203.00131",
+        "the authors' settings for KiTS and LiTS; those for AMOS have 39.59M, none known 38.5",
+    ),
     "unetr": Published(
         101.8,
         101_787_049,

@@ -10,6 +10,7 @@ from flax import nnx
 from touchstone_jax.legal import call, options_of, unknown
 from touchstone_jax.models.diff_unet import DiffUNet
 from touchstone_jax.models.lhunet import LHUNet
+from touchstone_jax.models.medformer import MedFormer
 from touchstone_jax.models.mednext import MedNeXt
 from touchstone_jax.models.nextou import NexToU
 from touchstone_jax.models.resenc import ResEncUNet
@@ -32,6 +33,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "lhunet": LHUNet,
     "nextou": NexToU,
     "unet_clip": UNetClip,
+    "medformer": MedFormer,
     "diff_unet": DiffUNet,
     "segvol": SegVol,
     "sam_adapter": SAMAdapter,

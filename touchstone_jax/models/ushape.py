@@ -82,15 +82,23 @@ class UShape(nnx.Module):
 
     def down(self, x: Float[Array, "b x y z i"]) -> tuple[Array, list[Array]]:
         """The encoder's last output and the outputs of the stages before, the finest first."""
-        if any(n % d for n, d in zip(x.shape[1:4], self.divisor, strict=True)):
-            raise ValueError(
-                f"{self.label}: volume {x.shape[1:4]} must be a multiple of {self.divisor}"
-            )
+        self.refuse_sides(x)
         skips = []
         for stage in self.encoder:
             x = self._run(stage, x)
             skips.append(x)
         return x, skips[:-1]
+
+    def refuse_sides(self, x: Float[Array, "b x y z i"]) -> None:
+        """Nothing, for a volume that the network takes.
+
+        Raises:
+            ValueError: a side that is no multiple of `divisor`.
+        """
+        if any(n % d for n, d in zip(x.shape[1:4], self.divisor, strict=True)):
+            raise ValueError(
+                f"{self.label}: volume {x.shape[1:4]} must be a multiple of {self.divisor}"
+            )
 
     def up(self, x: Array, skips: Sequence[Array]) -> Array | tuple[Array, ...]:
         """Logits from what `down` gave."""
@@ -135,15 +143,18 @@ class UShape(nnx.Module):
         """Name in the original's state dict of the module at our slash ``path``."""
         raise NotImplementedError(f"{self.label}: no original weights are known")
 
-    def _run(self, module: nnx.Module, x: Array) -> Array:
+    def _run(self, module: nnx.Module, *inputs: Array) -> Any:
         if not self.remat or self.deterministic:
-            return module(x)
-        for layer in module.layers if isinstance(module, nnx.Sequential) else [module]:
+            return module(*inputs)
+        if not isinstance(module, nnx.Sequential):
+            return recomputed(module, *inputs)
+        (x,) = inputs
+        for layer in module.layers:
             x = recomputed(layer, x)
         return x
 
 
-def recomputed(module: nnx.Module, *inputs: Array) -> Array:
+def recomputed(module: nnx.Module, *inputs: Array) -> Any:
     """``module(*inputs)``, of which only these are kept for the gradients (Chen et al. 2016)."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
