@@ -206,6 +206,28 @@ class MaskedClassifier:
             sums["loss"] = jnp.where(valid, terms["loss"], 0).sum()
         return sums
 
+    def inference(self, state: State) -> dict[str, Any]:
+        """The classifier alone, for launch's `export`; see `launch.experiment.Task`."""
+        shape = self._data.arrays[TRAIN]["image"].shape[1:]
+        return {
+            "function": self._logits,
+            "weights": {name: part for name, part in state.items() if name != "opt_state"},
+            "input": jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+            "about": {
+                "what": "Classifier of images.",
+                "tags": ["image-classification", "jax"],
+                "input": "images (batch, height, width, channels) in [0, 1]",
+                "output": f"logits (batch, {self._data.num_classes}), a class a column",
+                "intended_use": (
+                    "Research on what classifiers look at. Its scores are those on the data below "
+                    "and tell of no others; it is no medical device."
+                ),
+            },
+        }
+
+    def _logits(self, state: State, x: Array) -> Array:
+        return isnet.bind(self._graphs.infer, state["params"], state["rest"])(x)[0]
+
     def explain(self, state: State, split: str, count: int) -> dict[str, np.ndarray]:
         """Panels (count, h, w, 3) uint8: image, mask and heatmap of the predicted class."""
         data = self._data.arrays[split]

@@ -24,6 +24,7 @@ verbs:
   train     train every run × seed of a card (goes on where it was stopped), evaluate, one table
   evaluate  evaluate the checkpoints in --workdir again and print the table
   explain   draw --workdir/heatmaps.png from the checkpoints
+  export    write weights, StableHLO and a model card of the checkpoints: they run without this
   verify, prepare, predict, report, and evaluate or explain of a card with config.jobs.VERB
             run that job over the cases of a folder, into --workdir/VERB/CASE
   benchmark turn the scores of many algorithms (--results) into tables, tests and one page
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--devices", type=int, help="check: for so many devices, pretended on this CPU"
     )
+    parser.add_argument("--licence", help="export: of the weights, e.g. CC-BY-4.0")
     parser.add_argument("--on", metavar="DEVICE", help="check: predict the time of this device")
     parser.add_argument(
         "--split",
@@ -171,6 +173,15 @@ def _explain(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> i
     )
 
 
+def _export(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    leaves = _leaves(options, overrides)
+    _checkpoints(options, leaves)
+    from launch import export
+
+    name = Path(options.config.partition(".py")[0])
+    return export.export(leaves, name, options.licence)
+
+
 def _needs_task(options: argparse.Namespace, leaves: list[card.Leaf]) -> None:
     experiment = leaves[0].experiment
     if not experiment.task:
@@ -265,7 +276,7 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
 
 
 CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict", "report")
-NEEDING_CARDS = (*CARDS, "convert", "check", "bench")
+NEEDING_CARDS = (*CARDS, "convert", "check", "bench", "export")
 BELONGS = {
     "folder": ("list", "data"),
     "config": NEEDING_CARDS,
@@ -274,6 +285,7 @@ BELONGS = {
     "count": ("explain", "bench"),
     "profile": ("bench",),
     **dict.fromkeys(("devices", "on"), ("check",)),
+    "licence": ("export",),
     "split": ("explain", "benchmark"),
     "models": ("list",),
     **dict.fromkeys(("weights", "prefix"), ("convert",)),
@@ -285,6 +297,7 @@ VERBS = {
     "train": _train,
     "evaluate": _evaluate,
     "explain": _explain,
+    "export": _export,
     "verify": _only_job,
     "prepare": _only_job,
     "predict": _only_job,

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from touchstone_jax.augment import augment_batch
 from touchstone_jax.augment import settings as augmentations
 from touchstone_jax.counts import counts, dice_by_organ, mean_dice_by_organ
+from touchstone_jax.labels.scheme import Scheme
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layers import triple
 from touchstone_jax.losses import IGNORE, dice_cross_entropy, segmentation_loss
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 Batch = dict[str, Array]
 Feed = Callable[["grain.MapDataset"], Iterable[Batch]]
-Network = Callable[[Float[Array, "b x y z c"]], Float[Array, "b x y z k"]]
+Network = Callable[..., Float[Array, "b x y z k"]]
+Prompts = Mapping[str, Array]
 TRAIN, VAL, TILES = "train", "val", "tiles"
 
 
@@ -44,7 +46,8 @@ class Segmenter:
     """Dice + cross-entropy training on random patches, with deep supervision.
 
     A network with a method ``training_loss`` is trained by that instead, and parameters whose slash
-    path its ``frozen`` matches are not: the optimizer keeps nothing of them.
+    path its ``frozen`` matches are not: the optimizer keeps nothing of them. The kinds of prompts
+    that it takes, its ``prompts``, are the task's, too, for `touchstone_jax.prompts`.
 
     Splits: "train", random patches of the training cases; "val", as many fixed ones of each
     validation case; "tiles", patches side by side that cover the validation cases.
@@ -126,7 +129,7 @@ class Segmenter:
         self._loss["weights"] = getattr(abstract, "scale_weights", None)
         x = jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32)
         nnx.eval_shape(lambda m, x: m(x), abstract, x)  # refuses a patch that does not fit
-        self._trained = trained(abstract)
+        self._trained, self.prompts = trained(abstract), getattr(abstract, "prompts", {})
         graphdef, variables = nnx.split(abstract)
         twin = nnx.merge(graphdef, nnx.to_pure_dict(variables))
         found = {}
@@ -259,11 +262,11 @@ class Segmenter:
         params = state["ema"]["params"] if self._ema else state["params"]
         return jax.tree_util.Partial(apply, params, state["rest"])
 
-    def _logits(self, params: Any, rest: Any, x: Array) -> Array:
-        return nnx.merge(self._graphs["eval"], params, rest)(x)
+    def _logits(self, params: Any, rest: Any, x: Array, *prompts: Prompts) -> Array:
+        return nnx.merge(self._graphs["eval"], params, rest)(x, *prompts)
 
-    def _features(self, params: Any, rest: Any, x: Array) -> Array:
-        return nnx.merge(self._graphs["features"], params, rest)(x)
+    def _features(self, params: Any, rest: Any, x: Array, *prompts: Prompts) -> Array:
+        return nnx.merge(self._graphs["features"], params, rest)(x, *prompts)
 
     def _scores(self, params: Any, rest: Any, features: Array) -> Array:
         return nnx.merge(self._graphs["features"], params, rest).score(features)
@@ -274,14 +277,51 @@ class Segmenter:
         """(network, plan, label scheme): what `touchstone_jax.jobs.Predict` needs.
 
         The network is a pure function of normalised float32 (b, x, y, z, 1) to float32 logits
-        (b, x, y, z, k), or a pair: to features, and linearly from these to the logits. Each is a
-        pytree of its parameters. The plan is `Plan.to_json` with the patch that was trained on.
+        (b, x, y, z, k), or a pair: to features, and linearly from these to the logits. A promptable
+        one takes arrays of its `prompts` as a second argument. Each is a pytree of its parameters.
+        The plan is `Plan.to_json` with the patch that was trained on.
         """
         plan = {**self._plan.to_json(), "patch": list(self._patch)}
         if "features" not in self._graphs:
             return self._part(self._logits, state), plan, self._labels.name
         pair = self._part(self._features, state), self._part(self._scores, state)
         return pair, plan, self._labels.name
+
+    def inference(self, state: State) -> dict[str, Any]:
+        """The network alone, on one patch, for launch's `export`; see `launch.experiment.Task`."""
+        params, rest = self._part(self._logits, state).args
+        _, plan, _ = self.predictor(state)
+        sizes = ", ".join(map(str, self._patch))
+        return {
+            "function": lambda weights, x: self._logits(weights["params"], weights["rest"], x),
+            "weights": {"params": params, "rest": rest},
+            "input": jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32),
+            "about": {
+                "what": "Segmentation of organs in CT, patch by patch.",
+                "tags": ["image-segmentation", "medical", "ct", "jax"],
+                "input": (
+                    "patches (batch, x, y, z, 1) of a CT on the plan's spacing: x to the right of "
+                    "the patient, y to the front, z to the head; clipped in HU, minus the mean, "
+                    "over the deviation"
+                ),
+                "output": (
+                    f"logits (batch, {sizes}, {self._labels.num_classes}), a class a channel, "
+                    f"before the {self._loss['activation']}"
+                ),
+                "classes": _in_order(self._labels),
+                "details": {"Plan": plan},
+                "intended_use": (
+                    "Research on segmentation of CTs like those below. It is no medical device "
+                    "and must not guide the care of a patient."
+                ),
+            },
+        }
+
+
+def _in_order(labels: Scheme) -> list[str]:
+    """Names of the classes by their number, background first."""
+    names = {number: name for name, number in labels.indices.items()}
+    return [names.get(number, "background") for number in range(labels.num_classes)]
 
 
 def running_mean(mean: Any, params: Any, decay: float) -> Any:
