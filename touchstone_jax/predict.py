@@ -21,6 +21,7 @@ from touchstone_jax.clean import check_organs, clean, cleanings
 from touchstone_jax.draw import draw_labels
 from touchstone_jax.findings import ALLOWABLE
 from touchstone_jax.infer import SlidingWindow, check_options
+from touchstone_jax.infer.sliding import Told
 from touchstone_jax.inputs import open_inputs
 from touchstone_jax.io import write
 from touchstone_jax.io.geometry import Geometry, canonical
@@ -30,6 +31,8 @@ from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.prepare import to_source_grid
 from touchstone_jax.prepare.plan import Plan
 from touchstone_jax.prepare.resample import resample_labels
+from touchstone_jax.prompts import Prompts
+from touchstone_jax.verify.fingerprints import hash_of
 
 RESAMPLINGS = ("linear", "nearest")
 FIELD_MM = 512.0
@@ -53,11 +56,13 @@ class Predict:
         clean: organ, or "*", to the options of `touchstone_jax.clean.Cleaning`; nothing by default.
         masks: write a mask for each organ.
         picture: write ``prediction.png``: slices of the CT as the network saw it, and the organs.
+        prompts: for promptable networks, a file or mapping as `touchstone_jax.prompts` says; None
+            for what the network does unasked.
         allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass.
         fingerprints: tell a changed CT by the "content" of its file, or by "stat".
 
     Raises:
-        FileNotFoundError: no such folder, or no case in it.
+        FileNotFoundError: no such folder, no case in it, or no file of prompts.
         ValueError: an unknown or illegal value, or an ambiguous data set.
     """
 
@@ -75,6 +80,7 @@ class Predict:
         clean: Mapping[str, Mapping[str, Any]] | None = None,
         masks: bool = True,
         picture: bool = True,
+        prompts: str | Mapping[str, Any] | None = None,
         allow: Sequence[str] = (),
         fingerprints: str = "content",
     ) -> None:
@@ -92,7 +98,9 @@ class Predict:
         self._window = None if window is None else tuple(window)
         check_options(self._window or (1, 1, 1), **self._how)
         self._resampling, self._allow = resampling, tuple(allow)
-        self._masks, self._picture = masks, picture
+        if isinstance(prompts, str) and not Path(prompts).is_file():
+            raise FileNotFoundError(f"prompts {prompts}: no such file")
+        self._masks, self._picture, self._asked = masks, picture, prompts
         self._clean = cleanings(clean or {})
         self._inputs = open_inputs(data, layout, fingerprints)
         self._lock = threading.Lock()
@@ -102,8 +110,11 @@ class Predict:
         return self._inputs.cases()
 
     def fingerprint(self, case: str) -> str:
-        """Hash of the case's CT."""
-        return self._inputs.fingerprint(case)
+        """Hash of the case's CT, and of the prompts' file if there is one."""
+        own = self._inputs.fingerprint(case)
+        if not isinstance(self._asked, str):
+            return own
+        return hash_of([own, Path(self._asked).read_text(encoding="utf-8")])
 
     def restore(self, task: Any, state: Mapping[str, Any]) -> None:
         """Take the network: ``task.predictor(state)`` gives (network, plan, label scheme).
@@ -121,12 +132,25 @@ class Predict:
         network, head = network if isinstance(network, tuple) else (network, None)
         field = [int(np.ceil(FIELD_MM / s)) for s in self.plan.spacing_mm[:2]]
         window = self._window or self.plan.patch
-        self.sliding = SlidingWindow(network, window, head=head, cross_section=field, **self._how)
+        told = self._restore_prompts(getattr(task, "prompts", {}), window)
+        how = {"head": head, "cross_section": field, "told": told, **self._how}
+        self.sliding = SlidingWindow(network, window, **how)
         if self.sliding.num_classes != self.scheme.num_classes:
             raise ValueError(
                 f"the network has {self.sliding.num_classes} classes; the labels "
                 f"{self.scheme.name} have {self.scheme.num_classes} with the background"
             )
+
+    def _restore_prompts(
+        self, kinds: Mapping[str, int | None], window: Sequence[int]
+    ) -> Told | None:
+        """What the network is told of a window; None if nothing."""
+        self._prompts = None
+        if self._asked is None:
+            return None
+        self._prompts = Prompts(self._asked, kinds, self.scheme)
+        self._prompts.check_cases(self.cases())
+        return self._prompts.of_windows("", Geometry(tuple(window), np.eye(4)), window, window)
 
     def run(self, case: str, folder: Path) -> dict[str, Any]:
         """Predict one case into ``folder``; windows, seconds of the network, ml of each organ.
@@ -136,9 +160,12 @@ class Predict:
             ValueError: a prepared case of another plan, or logits that are not finite.
         """
         image, source = self._inputs.load(case, self.plan, self._allow)
+        told = None
+        if self._prompts is not None:
+            told = self._prompts.of_windows(case, source, image.shape, self.sliding.window)
         begin = time.monotonic()
         with self._lock:  # one accumulator at a time; other threads read and write meanwhile
-            small = self.sliding.labels(image, case=case)
+            small = self.sliding.labels(image, case=case, told=told)
         seconds = time.monotonic() - begin
         spacing = source.reoriented(canonical(source)).spacing_mm
         labels = self._back(small, source)

@@ -111,7 +111,7 @@ def test_logits_are_the_references(golden, case, neighbours):
     model = convert.from_torch(name, convert.read_arrays(path, "sd/"), **config)
     inputs = [channels_last(stored["x"])]
     if case == "uniseg":
-        inputs.append(jnp.asarray(stored["in/task_id"].reshape(-1).astype(np.int32)))
+        inputs.append({"task": jnp.asarray(stored["in/task_id"].reshape(-1).astype(np.int32))})
     if case == "nextou_v1":
         neighbours(stored)
     logits = logits_of(model, *inputs)

@@ -19,21 +19,25 @@ Norms = tuple[Float32[np.ndarray, " x"], Float32[np.ndarray, " y"], Float32[np.n
 
 
 class Hoisted(NamedTuple):
-    """A function of one array, and apart from it the arrays that it held.
+    """A function of one array and perhaps more, and apart from it the arrays that it held.
 
     Attributes:
-        call: (arrays, input) to output.
+        call: (arrays, input, what it is told beside) to output.
         arrays: on the device.
         channels: of the output.
     """
 
-    call: Callable[[Any, Array], Array]
+    call: Callable[[Any, Array, Any], Array]
     arrays: list[Array]
     channels: int
 
 
 def hoisted(
-    function: Callable[[Array], Array], shape: Sequence[int], name: str, device: jax.Device
+    function: Callable[..., Array],
+    shape: Sequence[int],
+    name: str,
+    device: jax.Device,
+    told: Any = None,
 ) -> Hoisted:
     """Take the arrays out of a function: as constants they would be part of the program.
 
@@ -42,12 +46,14 @@ def hoisted(
         shape: of the input.
         name: for messages.
         device: where the arrays go.
+        told: arrays like those of its second argument; None for a function of one.
 
     Raises:
         ValueError: a result of another shape.
     """
+    more = () if told is None else (told,)
     closed, out = jax.make_jaxpr(function, return_shape=True)(
-        jax.ShapeDtypeStruct(tuple(shape), np.float32)
+        jax.ShapeDtypeStruct(tuple(shape), np.float32), *more
     )
     got = getattr(out, "shape", type(out).__name__)
     if not isinstance(got, tuple) or got[:-1] != tuple(shape[:-1]) or len(got) != len(shape):
@@ -55,8 +61,8 @@ def hoisted(
             f"{name} makes {got} of {tuple(shape)}; expected {(*shape[:-1], 'channels')}"
         )
 
-    def call(arrays: Any, x: Array) -> Array:
-        return jax.core.eval_jaxpr(closed.jaxpr, arrays, x)[0]
+    def call(arrays: Any, x: Array, told: Any = None) -> Array:
+        return jax.core.eval_jaxpr(closed.jaxpr, arrays, x, *jax.tree.leaves(told))[0]
 
     return Hoisted(call, jax.device_put(closed.consts, device), got[-1])
 
@@ -79,6 +85,7 @@ class Programs:
         weights: Sequence[Float32[np.ndarray, " w"]],
         mirror: Sequence[int],
         device: jax.Device,
+        told: Any = None,
     ) -> None:
         """Nothing is compiled yet.
 
@@ -90,10 +97,12 @@ class Programs:
             weights: of a window along each axis.
             mirror: axes along which windows may come mirrored.
             device: where all is done.
+            told: arrays like those that the network is told of the windows of a batch.
         """
         self.tile, self.batch = tuple(tile), shape[0]
         self._network, self._head, self._shape = network, head, tuple(shape)
         self._weights, self._mirror, self._device = weights, tuple(mirror), device
+        self._told = jax.tree.map(lambda a: self._like(a.shape, a.dtype), told)
 
     # ------------------------------------------------------------------ what is called
 
@@ -108,6 +117,7 @@ class Programs:
         flips: Bool[np.ndarray, "b 3"],
         at: np.ndarray,
         ring: int,
+        told: Any = None,
     ) -> State:
         """Add the network's output on up to ``batch`` windows to the accumulator.
 
@@ -117,13 +127,15 @@ class Programs:
             flips: axes to turn the output back along.
             at: integers (b, 2), where each window begins in the accumulator.
             ring: place in the ring of the windows' first plane.
+            told: what the network is told of each window, arrays (b, …).
         """
         filler = self.batch - len(windows)
         valid = np.arange(self.batch) < len(windows)
-        windows, flips, at = (
-            np.pad(a, [(0, filler), *[(0, 0)] * (a.ndim - 1)]) for a in (windows, flips, at)
+        windows, flips, at, told = jax.tree.map(
+            lambda a: np.pad(a, [(0, filler), *[(0, 0)] * (a.ndim - 1)]),
+            (windows, flips, at, told),
         )
-        inputs = (windows, flips, at.astype(np.int32), valid, np.int32(ring))
+        inputs = (windows, flips, at.astype(np.int32), valid, np.int32(ring), told)
         return self.compiled_add(state, self._network.arrays, *inputs)
 
     def labels(self, state: State, plane: int, norms: Norms) -> UInt8[Array, "x y"]:
@@ -172,7 +184,7 @@ class Programs:
         n, like = self.batch, self._like
         inputs = (like(self._shape), like((n, 3), bool), like((n, 2), np.int32), like((n,), bool))
         lowered = jax.jit(self._add, donate_argnums=0).lower(
-            self._state, self._network.arrays, *inputs, like((), np.int32)
+            self._state, self._network.arrays, *inputs, like((), np.int32), self._told
         )
         return lowered.compile()
 
@@ -213,9 +225,9 @@ class Programs:
 
     # ------------------------------------------------------------------ traced
 
-    def _add(self, state, arrays, windows, flips, at, valid, ring) -> State:
+    def _add(self, state, arrays, windows, flips, at, valid, ring, told) -> State:
         total, bad = state
-        out = self._network.call(arrays, windows).astype(jnp.float32)
+        out = self._network.call(arrays, windows, told).astype(jnp.float32)
         for axis in self._mirror:
             out = jnp.where(_column(flips[:, axis]), jnp.flip(out, axis + 1), out)
         valid = _column(valid)

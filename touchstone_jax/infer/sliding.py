@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ Box = tuple[slice, slice, slice]
 Block = tuple[tuple[slice, slice, int], np.ndarray]
 Finish = Callable[..., Array]
 Sums = Sequence[Float64[np.ndarray, " n"]]
+Told = Callable[[Sequence[int], Sequence[bool]], Any]
+"""(first voxel (x, y, z) in the image, axes mirrored) of a window to a pytree of NumPy arrays."""
 
 
 class SlidingWindow:
@@ -55,7 +58,7 @@ class SlidingWindow:
 
     def __init__(
         self,
-        network: Callable[[Float[Array, "b x y z c"]], Float[Array, "b x y z k"]],
+        network: Callable[..., Float[Array, "b x y z k"]],
         window: Sequence[int],
         *,
         head: Callable[[Float[Array, "b x y z f"]], Float[Array, "b x y z k"]] | None = None,
@@ -65,6 +68,7 @@ class SlidingWindow:
         cross_section: Sequence[int] | None = None,
         accumulator_mib: float = 1024,
         pad_value: float = 0.0,
+        told: Told | None = None,
     ) -> None:
         """Trace the network; it will run on the first device of this process.
 
@@ -81,6 +85,8 @@ class SlidingWindow:
             accumulator_mib: the accumulator's size in MiB is at most this, unless two windows
                 along x and y need more.
             pad_value: what surrounds a volume smaller than the window.
+            told: arrays like those that the network takes as a second argument, (batch, …), and
+                that come with each volume, such as prompts; None for a network of one.
 
         Raises:
             ValueError: an illegal argument, more than 256 classes, a network whose result has
@@ -103,7 +109,8 @@ class SlidingWindow:
         ]
         device = jax.local_devices()[0]
         shape = (batch, *self.window, 1)
-        net = hoisted(network, shape, "network", device)
+        said = None if told is None else _stacked([told((0, 0, 0), (False,) * 3)] * batch)
+        net = hoisted(network, shape, "network", device, said)
         cross = cross_section or [4 * w for w in self.window[:2]]
         room = int(accumulator_mib * 2**20)
         self.tile = tile_size(cross, self.window, net.channels, room)
@@ -121,28 +128,31 @@ class SlidingWindow:
             weights=[gaussian(w) for w in self.window],
             mirror=mirror,
             device=device,
+            told=said,
         )
 
     def labels(
-        self, image: Float32[np.ndarray, "x y z"], *, case: str = "case"
+        self, image: Float32[np.ndarray, "x y z"], *, case: str = "case", told: Told | None = None
     ) -> UInt8[np.ndarray, "x y z"]:
         """The class with the largest logit at each voxel (of equals the lowest), uint8 (x, y, z).
 
         Args:
             image: as the network takes it (`touchstone_jax.prepare.prepare_image`), any shape.
             case: id for messages.
+            told: what the network is told of each window of this volume.
 
         Raises:
             ValueError: not 3-D or not finite, or logits that are not finite.
         """
         padded, box = self._padded(image, case)
         found = np.zeros(padded.shape, np.uint8, order="F")
-        for at, block in self._blocks(padded, case, self.programs.labels):
+        told = told and _moved(told, box)
+        for at, block in self._blocks(padded, case, self.programs.labels, told):
             found[at] = block
         return found[box]
 
     def logits(
-        self, image: Float32[np.ndarray, "x y z"], *, case: str = "case"
+        self, image: Float32[np.ndarray, "x y z"], *, case: str = "case", told: Told | None = None
     ) -> Float32[np.ndarray, "x y z k"]:
         """The weighted mean of the logits of all windows, float32 (x, y, z, classes).
 
@@ -153,7 +163,8 @@ class SlidingWindow:
         """
         padded, box = self._padded(image, case)
         found = np.zeros((*padded.shape, self.num_classes), np.float32)
-        for at, block in self._blocks(padded, case, self.programs.logits):
+        told = told and _moved(told, box)
+        for at, block in self._blocks(padded, case, self.programs.logits, told):
             found[at] = block
         return found[box]
 
@@ -186,7 +197,9 @@ class SlidingWindow:
             image = np.pad(image, margins, constant_values=self._pad_value)
         return image, box
 
-    def _blocks(self, image: np.ndarray, case: str, finish: Finish) -> Iterator[Block]:
+    def _blocks(
+        self, image: np.ndarray, case: str, finish: Finish, told: Told | None
+    ) -> Iterator[Block]:
         """Finished blocks and where they are; together they are the volume."""
         sums = [
             summed_weights(self._starts(n, axis), self.window[axis], n)
@@ -195,10 +208,16 @@ class SlidingWindow:
         sums[2] *= len(self._flips)
         cut = [self._columns(n, axis) for axis, n in enumerate(image.shape[:2])]
         for x, y in itertools.product(*cut):
-            yield from self._column(image, case, finish, (x, y), sums)
+            yield from self._column(image, case, finish, (x, y), sums, told)
 
     def _column(
-        self, image: np.ndarray, case: str, finish: Finish, xy: tuple[Column, Column], sums: Sums
+        self,
+        image: np.ndarray,
+        case: str,
+        finish: Finish,
+        xy: tuple[Column, Column],
+        sums: Sums,
+        told: Told | None,
     ) -> Iterator[Block]:
         """The blocks of one column, from below to above."""
         ring, state = 0, self.programs.start()
@@ -207,7 +226,7 @@ class SlidingWindow:
         norms = [_from(s, c.starts[0], n) for s, c, n in zip(sums, xy, self.tile, strict=False)]
         starts = self._starts(image.shape[2], 2)
         for start, end in zip(starts, (*starts[1:], image.shape[2]), strict=True):
-            state = self._add(state, image, xy, start, ring)
+            state = self._add(state, image, xy, start, ring, told)
             if bool(state[1]):
                 raise ValueError(
                     f"{case}: the network's output has NaN or infinite values in planes {start} "
@@ -225,7 +244,13 @@ class SlidingWindow:
             ring = (ring + end - start) % self.window[2]
 
     def _add(
-        self, state: State, image: np.ndarray, xy: tuple[Column, Column], z: int, ring: int
+        self,
+        state: State,
+        image: np.ndarray,
+        xy: tuple[Column, Column],
+        z: int,
+        ring: int,
+        told: Told | None,
     ) -> State:
         """Add all windows of a column that begin in plane ``z``, a batch at a time."""
         origin = [c.starts[0] for c in xy]
@@ -234,8 +259,9 @@ class SlidingWindow:
             some = windows[first : first + self.programs.batch]
             cut = np.stack([self._window(image, (x, y, z), flips) for x, y, flips in some])
             at = np.array([(x - origin[0], y - origin[1]) for x, y, _ in some])
+            said = told and _stacked([told((x, y, z), flips) for x, y, flips in some])
             flips = np.array([flips for *_, flips in some])
-            state = self.programs.add(state, cut, flips, at, ring)
+            state = self.programs.add(state, cut, flips, at, ring, said)
         return state
 
     def _window(
@@ -244,6 +270,17 @@ class SlidingWindow:
         box = tuple(slice(c, c + w) for c, w in zip(corner, self.window, strict=True))
         turn = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
         return image[box][turn][..., None]
+
+
+def _moved(told: Told, box: Box) -> Told:
+    """``told`` of windows in a padded image, inside of which ``box`` is the image."""
+    first = [side.start for side in box]
+    return lambda corner, flips: told(np.subtract(corner, first).tolist(), flips)
+
+
+def _stacked(told: Sequence[Any]) -> Any:
+    """Arrays (b, …) from those of b windows."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *told)
 
 
 def _from(sums: np.ndarray, first: int, size: int) -> Float32[np.ndarray, " size"]:

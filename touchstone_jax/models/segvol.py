@@ -170,7 +170,7 @@ class SegVol(nnx.Module):
 
     label = "segvol"
     activation = "sigmoid"
-    prompts: ClassVar[tuple[str, ...]] = ("organs", "points", "boxes")
+    prompts: ClassVar[dict[str, int | None]] = dict.fromkeys(("organs", "points", "boxes"))
     divisor: ClassVar[Triple] = (1, 1, 1)
     torch_ignored = (
         rf"{VIT_UNUSED}|\.mask_downscaling\.|\.iou_prediction_head\."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -107,9 +107,9 @@ class UniSeg(UShape):
             )
 
     def __call__(
-        self, x: Float[Array, "b x y z i"], task: Int[Array, " b"] | None = None
+        self, x: Float[Array, "b x y z i"], prompts: Mapping[str, Int[Array, " b"]] | None = None
     ) -> Float[Array, "b x y z k"] | tuple[Float[Array, "b a b_ c k"], ...]:
-        """See the class; ``task`` is the task of each sample, in place of the network's.
+        """See the class; prompts["task"] is the task of each sample, in place of the network's.
 
         Raises:
             ValueError: sides other than the patch.
@@ -118,8 +118,14 @@ class UniSeg(UShape):
             raise ValueError(f"uniseg: volume {x.shape[1:4]}; expected the patch {self.patch}")
         deepest, skips = self.down(x)
         if self.tasks:
+            task = None if prompts is None else prompts["task"]
             deepest = jnp.concatenate([deepest, self._told(deepest, task)], axis=-1)
         return self.up(deepest, skips)
+
+    @property
+    def prompts(self) -> dict[str, int]:
+        """Kinds of prompts -> how many legal values there are."""
+        return {"task": self.tasks} if self.tasks else {}
 
     def _told(self, deepest: Array, task: Array | None) -> Float[Array, "b a b_ c 1"]:
         """The channel of the fused prompt that belongs to the task."""
