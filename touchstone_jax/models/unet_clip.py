@@ -115,10 +115,7 @@ class UNetClip(UShape):
             ValueError: a side that is no multiple of `divisor`.
         """
         deepest, skips = self.down(x)
-        x = deepest
-        for up, stage in zip(self.ups, self.decoder, strict=True):
-            x = self._run(stage, jnp.concatenate([self._run(up, x), skips.pop()], axis=-1))
-        logits = self.head(deepest, x)
+        logits = self.head(deepest, self.levels(deepest, skips)[-1])
         return logits if self.deterministic else (logits,)
 
     @staticmethod

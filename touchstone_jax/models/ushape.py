@@ -102,20 +102,24 @@ class UShape(nnx.Module):
 
     def up(self, x: Array, skips: Sequence[Array]) -> Array | tuple[Array, ...]:
         """Logits from what `down` gave."""
-        logits, heads, skips = [], list(self.heads), list(skips)
-        if len(heads) > len(self.decoder) and not self.deterministic:
-            logits.append(heads[-1](x))
-        count = len(self.decoder)
-        heads = [*[None] * (count - len(heads)), *heads[:count]]
-        for up, stage, head in zip(self.ups, self.decoder, heads, strict=True):
-            x, skip = self._run(up, x), skips.pop()
+        made = self.levels(x, skips)
+        if self.deterministic:
+            return made[-1] if self.headless else self.score(made[-1])
+        heads, more = self.heads[: len(made)], self.heads[len(made) :]
+        logits = [head(x) for head in more]
+        scored = made[len(made) - len(heads) :]
+        logits += [head(level) for head, level in zip(heads, scored, strict=True)]
+        return tuple(reversed(logits))
+
+    def levels(self, x: Array, skips: Sequence[Array]) -> list[Array]:
+        """What the decoder stages give, the coarsest first, from what `down` gave."""
+        made = []
+        for up, stage, skip in zip(self.ups, self.decoder, reversed(skips), strict=True):
+            x = self._run(up, x)
             x = x + skip if self.adds else jnp.concatenate([x, skip], axis=-1)
             x = self._run(stage, x)
-            if head is not None and not self.deterministic:
-                logits.append(head(x))
-        if self.deterministic:
-            return x if self.headless else self.score(x)
-        return tuple(reversed(logits))
+            made.append(x)
+        return made
 
     def score(self, features: Float[Array, "b x y z f"]) -> Float[Array, "b x y z k"]:
         """Logits of the finest scale from what the ``headless`` network gives; linear."""
