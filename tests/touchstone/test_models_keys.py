@@ -15,6 +15,7 @@ LISTS = {
     "medformer_kits": ("medformer", {}, 0),
     "unetr_fs32": ("unetr", {}, 24),
     "swin_unetr_v2": ("swin_unetr", {}, 8),
+    "clip_swinunetr": ("swin_unetr_clip", {}, 8),
     "unest_base": ("unest", {}, 0),
 }
 

@@ -199,6 +199,16 @@ CATALOGUE: dict[str, Published] = {
         "the second version, with a residual block before each stage, and 9 classes; the first has "
         "62.187M",
     ),
+    "swin_unetr_clip": Published(
+        62.2,
+        62_595_315,
+        10,
+        {},
+        (96, 96, 96),
+        639,
+        "Liu et al., ICCV 2023",
+        "printed is the backbone alone, 62.19M; with the CLIP-driven head 62.60M",
+    ),
     "unest": Published(
         87.2,
         87_201_066,

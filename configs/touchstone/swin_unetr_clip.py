@@ -1,0 +1,67 @@
+"""Swin UNETR & CLIP, 63 million parameters (Liu et al. 2023), as trained on nine organs.
+
+Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
+          python -m launch VERB --config configs/touchstone/swin_unetr_clip.py
+          --workdir runs/swin_unetr_clip
+Argument  folder of another prepared data set: swin_unetr_clip.py:DIR
+CLIP      the names' vectors that are shipped are a stand-in, a random projection of their letters
+          (touchstone_jax/models/text.py): masks follow the name, nothing is known about language.
+          The published network has those of CLIP's ViT-B/32 text encoder for "A computerized
+          tomography of a {organ}"; make them where CLIP is installed and give them by
+          --config.task.model.embeddings=FILE: an .npy of floats (organs, 512) in the order of the
+          labels, or an .npz of them as "embeddings" with "names"
+Weights   of the original, vectors included: python -m launch convert --config … --workdir …
+          --weights FILE
+Attention 8 layers of windows of 343 tokens: 357 million scores a sample, 1.4 GB as float32; remat
+          holds one layer's at a time, 0.48 GB at most
+Memory    an organ's mask takes 16 channels of the patch, computed again for their gradient: 0.5 GB
+          for nine organs and 96 voxels a side, one sample at a time
+Differs   published: HU -175..250 to 0..1 at 1.5 mm; here the plan's clipping, norm and spacing
+Size      the published one; not yet trained here, so no expected score
+"""
+
+from ml_collections import ConfigDict
+
+PATCH = (96, 96, 96)
+
+
+def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
+    """The card; `arg` is the folder that the verb prepare made."""
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "touchstone_jax.tasks:Segmenter",
+            "data": arg,
+            "model": {
+                "name": "swin_unetr_clip",
+                "embeddings": None,
+                "dtype": "bfloat16",
+                "remat": True,
+            },
+            "patch": PATCH,
+            "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
+            "validation": 0.05,
+            "seed": 0,
+        }
+    )
+    config.steps = 250_000
+    config.batch_size = 2
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-4,
+            "schedule": "cosine",
+            "warmup_steps": 6_250,  # 20 of 800 epochs
+            "weight_decay": 1e-5,
+            "decay_all": True,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.eval_every = 5_000
+    config.eval_batch_size = 2
+    config.checkpoint = ConfigDict({"every": 1_000, "keep": 1})
+    config.jobs = ConfigDict()
+    config.jobs.predict = ConfigDict(
+        {"name": "touchstone_jax.jobs:Predict", "data": "data:example-ct", "mirror": (1, 2)}
+    )
+    return config
