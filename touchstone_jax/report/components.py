@@ -61,7 +61,7 @@ def survives_erosion(mask: Bool[np.ndarray, "a b c"], spacing_mm: Sequence[float
     fine = mask
     for axis, spacing in enumerate(spacing_mm):
         if spacing != 1:
-            steps = max(1, int(np.ceil(mask.shape[axis] * spacing)))
+            steps = max(1, round(mask.shape[axis] * spacing))
             centres = ((np.arange(steps) + 0.5) / spacing).astype(int)
             fine = np.take(fine, np.minimum(centres, mask.shape[axis] - 1), axis)
     if min(fine.shape) < 3:

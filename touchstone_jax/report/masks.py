@@ -106,7 +106,7 @@ class Masks:
         """A warning for each file that bears the name of a lesion and that nobody asked for."""
         for name, path in self._files.items():
             if name not in self._read and _LIKE_LESIONS.search(name.lower()):
-                told = f"{path.name} is not read: its name is none of a lesion mask, or another's"
+                told = f"{path.name} is not read: no lesion mask is called so, or another is it"
                 fix = "rename it, such as liver_lesion; of two names of one thing one is read"
                 yield Finding(self._case, "unknown_mask", "warning", told, fix)
 
