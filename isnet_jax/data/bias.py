@@ -192,7 +192,7 @@ def marker_classes(
     Raises:
       ValueError: one of them outside its range.
     """
-    _check_options("pixel", mode, strength, num_classes, seed)
+    _check_options(mode, "pixel", strength, num_classes, seed)
     check_labels("bias", np.asarray(labels), num_classes)
     return _draw_bias(np.asarray(labels).astype(np.int32), mode, strength, num_classes, seed)
 
