@@ -239,6 +239,8 @@ def test_bfloat16_stays_near_float32():
         ("medformer", {"heads": (4, 8, 9, 8, 4)}, "heads=9 does not divide 320 channels"),
         ("medformer", {"attentions": (2, 4, 6, 4, 0)}, "expected 5 integers from 1"),
         ("medformer", {"fusion": (320, 7, 2)}, "heads do not divide the channels"),
+        ("uctransnet", {"patch": 120}, r"patch=\(120, 120, 120\); expected multiples of 16"),
+        ("uctransnet", {"heads": 0}, "uctransnet: heads=0; expected an integer from 1"),
         ("unetr", {"patch": 90}, r"patch=\(90, 90, 90\); expected multiples of 16"),
         ("unetr", {"heads": 10}, "heads=10 does not divide hidden=768"),
         ("unetr", {"taps": (3, 6, 12)}, "expected three rising integers below 12"),
@@ -267,7 +269,7 @@ def test_bad_arguments_are_told(name, config, said):
         abstract(name, **{"num_classes": 2, **config})
 
 
-@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "unetr", "unest"])
+@pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "uctransnet", "unetr", "unest"])
 def test_networks_of_one_patch_refuse_others(name):
     model = drawn(name)
     shape = (1, *(2 * n for n in sides(name)), 2)

@@ -48,6 +48,7 @@ CASES = {
             "ratios": (4, 2, 1),
         },
     ),
+    "uctransnet_3d": ("uctransnet", {"patch": 32, "width": 8, "layers": 2}),
     "medformer": (
         "medformer",
         {

@@ -13,6 +13,7 @@ from touchstone_jax.models.catalogue import CATALOGUE
 LISTS = {
     "clip_unet": ("unet_clip", {}, 42),
     "medformer_kits": ("medformer", {}, 0),
+    "uctransnet_3d_48": ("uctransnet", {}, 21),
     "unetr_fs32": ("unetr", {}, 24),
     "swin_unetr_v2": ("swin_unetr", {}, 8),
     "clip_swinunetr": ("swin_unetr_clip", {}, 8),

@@ -28,6 +28,7 @@ TINY = {
         "ratios": (2, 1),
     },
     "unet_clip": {"widths": (4, 4, 6, 8), "groups": (2, 2)},
+    "uctransnet": {"patch": 32, "width": 2, "heads": 2, "layers": 1},
     "medformer": {
         "widths": (4, 4, 4, 6, 8),
         "convs": (1, 0, 0, 0, 0, 0, 1, 1),
@@ -89,6 +90,7 @@ SIDES = {
     "nextou": (16, 16, 16),
     "unet_clip": (16, 16, 16),
     "medformer": (32, 32, 32),
+    "uctransnet": (32, 32, 32),
     "unetr": (16, 16, 32),
     "swin_unetr": (32, 32, 64),
     "swin_unetr_clip": (32, 32, 64),
@@ -100,6 +102,7 @@ SIDES = {
 # Fractions of the sides of the scales that training gives.
 SCALES = {
     "medformer": (1, 1),
+    "uctransnet": (1,),
     "lhunet": (1,),
     "unet_clip": (1,),
     "unetr": (1,),

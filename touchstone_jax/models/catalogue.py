@@ -135,6 +135,16 @@ CATALOGUE: dict[str, Published] = {
         "Liu et al., ICCV 2023",
         "printed is the backbone alone, 19.07M; with the CLIP-driven head 19.42M",
     ),
+    "uctransnet": Published(
+        68.0,
+        67_990_666,
+        10,
+        {},
+        (128, 128, 128),
+        1489,
+        "Wang et al., AAAI 2022",
+        "in three dimensions, with the width 48 that gives the number; the original is 2-D",
+    ),
     "medformer": Published(
         38.5,
         38_587_252,

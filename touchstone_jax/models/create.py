@@ -19,6 +19,7 @@ from touchstone_jax.models.segvol import SegVol
 from touchstone_jax.models.stunet import STUNet
 from touchstone_jax.models.swin_unetr import SwinUNETR
 from touchstone_jax.models.swin_unetr_clip import SwinUNETRClip
+from touchstone_jax.models.uctransnet import UCTransNet
 from touchstone_jax.models.unest import UNesT
 from touchstone_jax.models.unet import UNet
 from touchstone_jax.models.unet_clip import UNetClip
@@ -34,6 +35,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "nextou": NexToU,
     "unet_clip": UNetClip,
     "medformer": MedFormer,
+    "uctransnet": UCTransNet,
     "diff_unet": DiffUNet,
     "segvol": SegVol,
     "sam_adapter": SAMAdapter,
