@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launch import benchmark, card, data, models
+from launch import benchmark, card, data, hosts, models
 from launch.experiment import SetupError
 from launch.workdir import finished, no_space, probe, refuse_changes
 
@@ -28,7 +28,8 @@ verbs:
   verify, prepare, predict, report, and evaluate or explain of a card with config.jobs.VERB
             run that job over the cases of a folder, into --workdir/VERB/CASE
   benchmark turn the scores of many algorithms (--results) into tables, tests and one page
-            (--out), or say what is missing from a newcomer's folder (--check); needs no card
+            (--out), or say what is missing from a newcomer's folder (--check); of a card with
+            config.jobs.benchmark: train and score every run, print the tables of all
   data      fetch a named data set and print its folder; without a name: list them
   list      list the cards below a folder (default: configs); --models: the networks
   convert   start a card's training from an original's weights (--weights FILE, --prefix KEYS)
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--split",
         help="explain: of which split (default: the first test split); benchmark: of the metadata",
     )
+    hosts.add_arguments(parser)
     benchmark.add_arguments(parser)
     models.add_arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
@@ -182,6 +184,22 @@ def _export(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> in
     return export.export(leaves, name, options.licence)
 
 
+def _benchmark(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    if options.config is None:
+        if options.workdir or overrides:
+            what = f"--config.{overrides[0][0]}" if overrides else "--workdir"
+            raise SetupError(f"benchmark takes no {what} without --config")
+        return benchmark.benchmark(options, overrides)
+    for name in ("results", "metadata", "against", "out", "check", "data", "split"):
+        if getattr(options, name):
+            raise SetupError(f"benchmark takes either --config or --{name}")
+    leaves = _leaves(options, overrides)
+    _needs_task(options, leaves)
+    from launch import compare
+
+    return compare.compare(leaves, Path(options.workdir))
+
+
 def _needs_task(options: argparse.Namespace, leaves: list[card.Leaf]) -> None:
     experiment = leaves[0].experiment
     if not experiment.task:
@@ -265,9 +283,10 @@ def _refuse_what_has_no_effect(options: argparse.Namespace, overrides: list) -> 
     """Every option belongs to some verbs only; elsewhere it would be ignored silently."""
     for name, verbs in BELONGS.items():
         if options.verb not in verbs and getattr(options, name) not in (None, False):
-            what = f"argument {options.folder!r}" if name == "folder" else f"--{name}"
+            option = f"--{name.replace('_', '-')}"
+            what = f"argument {options.folder!r}" if name == "folder" else option
             raise SetupError(f"{options.verb} takes no {what}; it is for {', '.join(verbs)}")
-    if overrides and options.verb in ("list", "data", "benchmark"):
+    if overrides and options.verb in ("list", "data"):
         raise SetupError(f"{options.verb} takes no --config.{overrides[0][0]}")
     for name in ("count", "profile", "devices"):
         value = getattr(options, name)
@@ -279,9 +298,10 @@ CARDS = ("train", "evaluate", "explain", "verify", "prepare", "predict", "report
 NEEDING_CARDS = (*CARDS, "convert", "check", "bench", "export")
 BELONGS = {
     "folder": ("list", "data"),
-    "config": NEEDING_CARDS,
-    "workdir": (*NEEDING_CARDS, "data"),
+    "config": (*NEEDING_CARDS, "benchmark"),
+    "workdir": (*NEEDING_CARDS, "data", "benchmark"),
     "force": CARDS,
+    **dict.fromkeys(hosts.OPTIONS, CARDS),
     "count": ("explain", "bench"),
     "profile": ("bench",),
     **dict.fromkeys(("devices", "on"), ("check",)),
@@ -302,7 +322,7 @@ VERBS = {
     "prepare": _only_job,
     "predict": _only_job,
     "report": _only_job,
-    "benchmark": benchmark.benchmark,
+    "benchmark": _benchmark,
     "data": _data,
     "list": _list,
     "convert": _convert,
@@ -315,25 +335,57 @@ def main(argv: Sequence[str]) -> int:
         rest, overrides = _overrides(argv)
         options = _parser().parse_args(rest)
         _refuse_what_has_no_effect(options, overrides)
-        return VERBS[options.verb](options, overrides)
+        if options.rehearse:
+            return hosts.rehearsed(argv, options)
+        hosts.announce(options)
+        code = VERBS[options.verb](options, overrides)
+        _leave()
+        return code
     except SetupError as error:
         if "--traceback" in argv:
             traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _failed(2, " ".join(str(error).split()))
     except Exception as error:
-        if not no_space(error):
+        if no_space(error):
+            where = f" in {options.workdir}" if options.workdir else ""
+            return _failed(1, f"no space left on the disk{where}: make room, then {GOES_ON}")
+        if not _of_several():
             raise
-        where = f" in {options.workdir}" if options.workdir else ""
-        print(
-            f"error: no space left on the disk{where}: make room, then the same command goes on "
-            "from what is saved",
-            file=sys.stderr,
-        )
-        return 1
+        from launch import cluster
+
+        if cluster.lost(error) and "--traceback" not in argv:
+            said = " ".join(str(error).split())[:300]
+            return _failed(1, f"another host was lost ({said}); {GOES_ON}")
+        traceback.print_exc()
+        return _failed(1, f"this host failed; {GOES_ON}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print(f"interrupted; {GOES_ON}", file=sys.stderr)
+        _leave(130)
         return 130
+
+
+GOES_ON = "the same command goes on from what is saved"
+
+
+def _failed(code: int, told: str) -> int:
+    print(f"error: {told}", file=sys.stderr)
+    _leave(code)
+    return code
+
+
+def _of_several() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def _leave(code: int | None = None) -> None:
+    if _of_several():
+        from launch import cluster
+
+        cluster.leave(code)
 
 
 if __name__ == "__main__":

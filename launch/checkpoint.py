@@ -1,4 +1,8 @@
-"""Orbax checkpoints of one leaf: arrays, the step, the config; newest, best, damaged ones."""
+"""Orbax checkpoints of one leaf: arrays, the step, the config; newest, best, damaged ones.
+
+A folder gets its name when all in it is written, so a kill leaves nothing half. What a disk then
+does to it is seen by the checksums of the arrays that are stored beside them.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from launch import experiment
+from launch import cluster, experiment
+from launch.checksum import checksums
 from launch.experiment import SetupError, State
 
 _NAMED = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -57,10 +63,13 @@ class Store:
     ) -> None:
         self.folder, self.settings, self.config = folder, settings, config
         place = (folder / "checkpoints").absolute()
+        _tell_unfinished(place)
         steps, unsound = _steps(place), _unsound(place)
+        cluster.barrier("checkpoints are looked through")  # before the first host moves any
         if unsound and len(unsound) == len(steps):
             raise self._none_sound(steps, unsound)
         self._move(unsound)  # orbax reads them all when it opens the folder
+        cluster.barrier("unsound checkpoints are moved")
         self._manager = ocp.CheckpointManager(place, options=_options(settings))
 
     def newest(self) -> int:
@@ -80,6 +89,7 @@ class Store:
         ranked = {best: float(scores[best])} if best and scores else None
         versions = {name: version(name) for name in _NAMED}
         meta = {"step": step, "metrics": ranked, "config": self.config, "versions": versions}
+        meta["checksums"] = checksums(state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, metrics=ranked, force=True)
 
@@ -93,38 +103,36 @@ class Store:
         """
         steps, skipped = sorted(self._manager.all_steps(), reverse=True), {}
         for step in steps:
-            try:
-                with _orphans_silent():
-                    state = _restore(self._manager, step, placed)
-            except Exception as error:  # a damaged file can raise anything
-                skipped[step] = error
-                continue
-            self._set_aside(skipped)
-            return state, step
+            state, error = _read(self.folder / "checkpoints" / str(step), placed)
+            if not error:
+                self._set_aside(skipped)
+                return state, step
+            skipped[step] = error
         if not steps:
             return None
         raise self._none_sound(steps, skipped)
 
-    def _none_sound(self, steps: list[int], why: Mapping[int, Exception]) -> SetupError:
+    def _none_sound(self, steps: list[int], why: Mapping[int, str]) -> SetupError:
         return SetupError(
             f"none of the checkpoints in {self.folder / 'checkpoints'} (steps "
-            f"{', '.join(map(str, steps))}) can be restored ({_line(why[steps[0]])}); "
+            f"{', '.join(map(str, steps))}) can be restored ({why[steps[0]]}); "
             "use another --workdir or move this one away to start anew"
         )
 
-    def _set_aside(self, skipped: Mapping[int, Exception]) -> None:
+    def _set_aside(self, skipped: Mapping[int, str]) -> None:
         self._move(skipped)
         if skipped:
+            cluster.barrier("damaged checkpoints are moved")
             self._manager.reload()
 
-    def _move(self, skipped: Mapping[int, Exception]) -> None:
+    def _move(self, skipped: Mapping[int, str]) -> None:
         for step, error in skipped.items():
-            print(
-                f"checkpoint of step {step} in {self.folder} is damaged and was skipped "
-                f"(moved to damaged/{step}): {_line(error)}",
-                file=sys.stderr,
-            )
             if jax.process_index() == 0:
+                print(
+                    f"checkpoint of step {step} in {self.folder} is damaged and was skipped "
+                    f"(moved to damaged/{step}): {error}",
+                    file=sys.stderr,
+                )
                 aside = self.folder / "damaged" / str(step)
                 aside.parent.mkdir(exist_ok=True)
                 if not aside.exists():
@@ -134,6 +142,20 @@ class Store:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+        # So that no host looks into the folder while the first still deletes old ones.
+        cluster.barrier("checkpoints are written")
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not cluster.lost(error):  # without one of the hosts no save will ever be whole
+            self.close()
 
 
 def _steps(place: Path) -> list[int]:
@@ -142,9 +164,20 @@ def _steps(place: Path) -> list[int]:
     return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
 
 
-def _unsound(place: Path) -> dict[int, Exception]:
+def _tell_unfinished(place: Path) -> None:
+    """Name what a kill left half written; orbax deletes it when it opens the folder."""
+    found = place.iterdir() if place.is_dir() and jax.process_index() == 0 else ()
+    for path in sorted(p for p in found if not p.name.isdigit() and p.is_dir()):
+        print(
+            f"checkpoint of step {path.name.partition('.')[0]} in {place.parent} was not finished "
+            f"and was skipped ({path.name} is deleted)",
+            file=sys.stderr,
+        )
+
+
+def _unsound(place: Path) -> dict[int, str]:
     """Step -> what is wrong with its small files; the arrays are tried when they are restored."""
-    found: dict[int, Exception] = {}
+    found: dict[int, str] = {}
     for step in _steps(place):
         for name in ("meta/metadata", "metrics/metrics"):
             file = place / str(step) / name
@@ -152,7 +185,7 @@ def _unsound(place: Path) -> dict[int, Exception]:
                 if name.startswith("meta/") or file.parent.is_dir():
                     json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                found[step] = ValueError(f"{name}: {error}")
+                found[step] = f"{name}: {_line(error)}"
     return found
 
 
@@ -166,9 +199,6 @@ def _orphans_silent() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
-    except Exception:
-        gc.collect()  # so that those coroutines end here, not at some later moment
-        raise
     finally:
         sys.unraisablehook = hook
 
@@ -195,9 +225,34 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, placed: Any) -> State:
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(placed))
-    return manager.restore(step, args=args)["state"]
+def _read(checkpoint: Path, placed: Any) -> tuple[State | None, str]:
+    """(state, ""), or (None, what is wrong), the same on all hosts.
+
+    Each host reads its own part without waiting for the others, who may have met a damaged file.
+    """
+    state, error, expected, me = None, "", {}, jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+    )
+    with _orphans_silent():
+        try:
+            meta = json.loads((checkpoint / "meta" / "metadata").read_text(encoding="utf-8"))
+            expected = meta["checksums"]
+            with ocp.StandardCheckpointer(multiprocessing_options=alone) as reader:
+                state = reader.restore(checkpoint.absolute() / "state", placed)
+        except Exception as raised:  # a damaged file can raise anything
+            error = _line(raised)  # the error itself would keep abandoned reads alive
+        if error:
+            gc.collect()  # so that those end here, not at some later moment
+    one = jax.tree.leaves(placed)[0].sharding.is_fully_addressable  # work that this host does alone
+    if not (not error if one else cluster.all_say(not error)):
+        return None, error or "another host cannot read its part"
+    found = checksums(state)
+    wrong = sorted(name for name in found if found[name] != expected.get(name))
+    if wrong:
+        told = ", ".join(wrong[:3]) + " …" * (len(wrong) > 3)
+        return None, f"not what was written: checksums differ of {told}"
+    return state, ""
 
 
 def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
@@ -211,11 +266,10 @@ def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
     """
     step, place = choose(leaf, which), (leaf / "checkpoints").absolute()
     # Not by a manager: that reads the metrics of every step, and one damaged file stops it.
-    try:
-        with _orphans_silent(), ocp.StandardCheckpointer() as reader:
-            return reader.restore(place / str(step) / "state", placed), step
-    except Exception as error:
-        raise SetupError(f"checkpoint {place / str(step)}: {_line(error)}") from error
+    state, error = _read(place / str(step), placed)
+    if error:
+        raise SetupError(f"checkpoint {place / str(step)}: {error}")
+    return state, step
 
 
 def choose(leaf: Path, which: str = "last") -> int:
@@ -237,7 +291,7 @@ def _best(steps: list[int], leaf: Path) -> int:
     place, ranked = leaf / "checkpoints", []
     unsound = _unsound(place)
     for step, error in unsound.items():
-        print(f"checkpoint of step {step} in {leaf} is damaged: {_line(error)}", file=sys.stderr)
+        print(f"checkpoint of step {step} in {leaf} is damaged: {error}", file=sys.stderr)
     for step in (s for s in steps if s not in unsound):
         meta = json.loads((place / str(step) / "meta" / "metadata").read_text(encoding="utf-8"))
         if meta["metrics"]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from launch import mesh as meshes
 from launch.card import Leaf
 from launch.checkpoint import load
 from launch.experiment import SetupError, State, Task
@@ -26,7 +27,8 @@ def preferred(leaf: Leaf) -> str:
 
 def chosen(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> tuple[State, int]:
     """(state, step) of the leaf's best checkpoint if its card names a metric, else of the last."""
-    return load(leaf.folder, abstract_state(task, mesh), preferred(leaf))
+    placed = abstract_state(task, mesh, leaf.experiment.mesh.rules)
+    return load(leaf.folder, placed, preferred(leaf))
 
 
 def evaluate(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> dict[str, float]:
@@ -142,10 +144,14 @@ def heatmaps(
 ) -> None:
     """Draw the explanations of every run (its first seed) for `count` items of a test split.
 
+    Of several hosts the first does it alone: a task reads whole heatmaps off its devices.
+
     Raises:
         SetupError: the task offers none, has no such split, or an extra is not installed.
     """
-    panels = {}
+    if jax.process_index() > 0:
+        return
+    panels, mesh = {}, mesh if jax.process_count() == 1 else meshes.alone()
     for leaf in leaves:
         task = tasks[leaf.run]
         if not explains(task):
@@ -159,11 +165,10 @@ def heatmaps(
                 raise SetupError(f"--split {where!r}: legal are {', '.join(legal)}")
             state, _ = chosen(leaf, task, mesh)
             panels[leaf.run] = task.explain(state, where, count)
-    if jax.process_index() == 0:
-        try:
-            next(iter(tasks.values())).draw(merge_panels(panels), target)
-        except ImportError as error:
-            raise SetupError(
-                f"{target.name} needs the extra `plot` ({error}): "
-                "pip install 'isnet-touchstone-jax[plot]'"
-            ) from error
+    try:
+        next(iter(tasks.values())).draw(merge_panels(panels), target)
+    except ImportError as error:
+        raise SetupError(
+            f"{target.name} needs the extra `plot` ({error}): "
+            "pip install 'isnet-touchstone-jax[plot]'"
+        ) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -65,10 +66,18 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along the axes; data = -1 takes all that fsdp leaves."""
+    """Devices along the axes; data = -1 takes all that the others leave.
+
+    Rows of a batch are split over data and fsdp, large arrays of the state over fsdp, the depth of
+    volumes (height of images) over space.
+    """
 
     data: int = -1
     fsdp: int = 1
+    space: int = 1
+    # (pattern, axes): arrays of the state in whose path the regular expression is found are split
+    # along these axes, e.g. (("embed/kernel", (None, "fsdp")),); the first that matches counts.
+    rules: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,12 @@ class Experiment:
     # Verb -> {"name": "module:attribute", the keywords of its constructor}; see launch/jobs.py.
     jobs: Mapping = field(default_factory=dict)
     workers: int = 1  # threads that run the cases of a job
+    hang_minutes: float = 30.0  # without a step: every thread's stack is printed; 0 = never
 
 
+MESH_AXES = ("data", "fsdp", "space")
 TRAINING = {"task": {}, "steps": 0, "batch_size": 0}  # of a card that trains nothing
-JOB_VERBS = ("explain", "verify", "prepare", "predict", "evaluate", "report")
+JOB_VERBS = ("explain", "verify", "prepare", "predict", "evaluate", "report", "benchmark")
 LEGAL = {
     "optimizer.name": ("sgd", "adam", "adamw"),
     "optimizer.schedule": ("constant", "cosine", "poly", "step"),
@@ -132,8 +143,10 @@ AT_LEAST = {
     "optimizer.clip_norm": 0,
     "optimizer.weight_decay": 0,
     "mesh.fsdp": 1,
+    "mesh.space": 1,
     "mesh.data": -1,
     "workers": 1,
+    "hang_minutes": 0,
     "optimizer.end_factor": 0,
     "optimizer.momentum": 0,
     "optimizer.beta1": 0,
@@ -271,6 +284,7 @@ def _check_together(made: Experiment) -> None:
         if type(at) is not int or at < 1:
             raise SetupError(f"config.optimizer.step_at holds {at!r}; legal are steps from 1")
     _check_jobs(made.jobs)
+    _check_rules(made.mesh.rules)
     if made.task or not made.jobs:
         _check_name(made.task, "task")
     if made.mesh.data == 0:
@@ -280,6 +294,23 @@ def _check_together(made: Experiment) -> None:
             f"config.checkpoint.best = {made.checkpoint.best!r} needs "
             "config.eval_every of at least 1"
         )
+
+
+def _check_rules(rules: tuple) -> None:
+    for rule in rules:
+        pair = isinstance(rule, list | tuple) and len(rule) == 2
+        if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], list | tuple):
+            raise SetupError(f"config.mesh.rules holds {rule!r}; legal are (pattern, (axis, …))")
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise SetupError(f"config.mesh.rules: pattern {rule[0]!r}: {error}") from error
+        for axis in rule[1]:
+            if axis is not None and axis not in MESH_AXES:
+                raise SetupError(
+                    f"config.mesh.rules: {rule[0]!r} names the axis {axis!r}; legal are None, "
+                    f"{', '.join(MESH_AXES)}"
+                )
 
 
 def _check_jobs(jobs: Mapping) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import jax
 
+from launch import cluster
 from launch import mesh as meshes
 from launch.build import keep_compiled_programs, make_task, named
 from launch.card import Leaf, plain
@@ -240,7 +241,7 @@ def run(leaves: Sequence[Leaf], workdir: Path, verb: str, *, force: bool = False
     for name in ("absl", "asyncio"):  # orbax logs with pages of traceback what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     leaf, folder = _one_leaf(leaves, verb), workdir / verb
-    meshes.join_hosts()
+    cluster.join()
     keep_compiled_programs()
     job, cases = _made(leaf, verb)
     step = _checkpoint(job, leaves, verb)
@@ -270,9 +271,7 @@ def _run(
     finally:
         meter.close()
     if count > 1:  # the only moment at which processes wait for each other
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"cases of {verb}")
+        cluster.barrier(f"cases of {verb}")
     record.join(cases)
     if process:
         return int(meter.failed > 0)

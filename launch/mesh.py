@@ -1,54 +1,54 @@
-"""Devices: joining the other hosts, the mesh and its axes, how each array of the state is split."""
+"""Devices: the mesh and its axes, how each array of the state and of a batch is split."""
 
 from __future__ import annotations
 
 import math
-import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from launch import experiment
-from launch.experiment import SetupError
+from launch.experiment import MESH_AXES, SetupError
 
 # Splitting a bias saves nothing and costs a message.
 SMALLEST_SPLIT = 4096
-
-
-def join_hosts() -> None:
-    """Connect to the other processes where a coordinator is named; before any use of a device."""
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
-        numbers = (os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        count, index = (None if n is None else int(n) for n in numbers)
-        jax.distributed.initialize(num_processes=count, process_id=index)
+Rules = Sequence[tuple[str, tuple]]
 
 
 def make(settings: experiment.Mesh) -> jax.sharding.Mesh:
-    """The mesh (data, fsdp); with `data` given, the first data·fsdp devices, else all of them.
+    """The mesh (data, fsdp, space); data = -1 takes all devices that the others leave.
 
     Raises:
-        SetupError: more devices asked for than there are, or fsdp does not divide them.
+        SetupError: the axes do not fit the devices, or leave some of another host's unused.
     """
-    devices, fsdp = jax.devices(), settings.fsdp
-    data = settings.data if settings.data > 0 else len(devices) // fsdp
-    if data * fsdp > len(devices) or data < 1 or (settings.data < 0 and len(devices) % fsdp):
+    devices, others = jax.devices(), settings.fsdp * settings.space
+    data = settings.data if settings.data > 0 else len(devices) // others
+    asked = f"config.mesh data={settings.data} fsdp={settings.fsdp} space={settings.space}"
+    if data * others > len(devices) or data < 1 or (settings.data < 0 and len(devices) % others):
         raise SetupError(
-            f"config.mesh data={settings.data} fsdp={fsdp} does not fit the "
-            f"{len(devices)} devices; data·fsdp must divide them (data=-1: the rest)"
+            f"{asked} does not fit the {len(devices)} devices; data·fsdp·space must divide them "
+            "(data=-1: the rest)"
         )
+    if jax.process_count() > 1 and data * others != len(devices):
+        raise SetupError(
+            f"{asked} uses {data * others} of {len(devices)} devices: with several hosts "
+            "data·fsdp·space must be all of them"
+        )
+    return _mesh((data, settings.fsdp, settings.space), devices[: data * others])
+
+
+def alone() -> jax.sharding.Mesh:
+    """The mesh of this process' first device, for work that processes do apart."""
+    return _mesh((1, 1, 1), jax.local_devices()[:1])
+
+
+def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     # Explicit axes fail on convolutions (they would need out_sharding everywhere).
-    return jax.make_mesh(
-        (data, fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[: data * fsdp],
-    )
-
-
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Batches are split along their first dimension over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -56,8 +56,61 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Split along the largest dimension that the fsdp axis divides."""
+# ------------------------------------------------------------------------- batches
+
+
+def row_parts(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the rows of a batch are split: a batch size must be a multiple."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, shape: Sequence[int]) -> NamedSharding:
+    """How a batch array (rows, …) is split: rows over data and fsdp, depth over space.
+
+    Depth is the second axis of arrays with at least three: of volumes (rows, depth, height, width,
+    channels), or the height of images. An axis that `space` does not divide stays whole.
+    """
+    space = mesh.shape["space"]
+    deep = space > 1 and len(shape) >= 3 and shape[1] % space == 0
+    rows = ("data", "fsdp")
+    return NamedSharding(mesh, PartitionSpec(rows, "space") if deep else PartitionSpec(rows))
+
+
+# ------------------------------------------------------------------------- the state
+
+
+def place(abstract: Any, mesh: jax.sharding.Mesh, rules: Rules = ()) -> Any:
+    """The abstract state with a sharding in each leaf: the target of init and of restore.
+
+    The first of `rules` whose pattern is found in a leaf's path ("params/blocks/0/kernel",
+    "opt_state/0/mu/blocks/0/kernel") says along which mesh axis each dimension is split. Without
+    one, large arrays are split over fsdp along their largest dimension that it divides.
+
+    Raises:
+        SetupError: a rule matches no array, names more dimensions than an array has, or an axis
+            that does not divide its dimension.
+    """
+    used: set[str] = set()
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = _largest(leaf.shape, mesh.shape["fsdp"])
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                used.add(pattern)
+                spec = _by_rule(pattern, axes, name, leaf.shape, mesh)
+                break
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    placed = jax.tree_util.tree_map_with_path(one, abstract)
+    for pattern, _ in rules:
+        if pattern not in used:
+            raise _unmatched(pattern, abstract)
+    return placed
+
+
+def _largest(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     fitting = [i for i, n in enumerate(shape) if n % fsdp == 0]
     if fsdp == 1 or math.prod(shape) < SMALLEST_SPLIT or not fitting:
         return PartitionSpec()
@@ -65,26 +118,35 @@ def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     return PartitionSpec(*["fsdp" if i == axis else None for i in range(axis + 1)])
 
 
-def place(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The abstract state with a sharding in each leaf: the target of init and of restore."""
+def _by_rule(
+    pattern: str, axes: tuple, name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+) -> PartitionSpec:
+    if len(axes) > len(shape):
+        raise SetupError(
+            f"config.mesh.rules: {pattern!r} splits {len(axes)} dimensions {axes}, but {name} has "
+            f"the shape {shape}"
+        )
+    for axis, size in zip(axes, shape, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            raise SetupError(
+                f"config.mesh.rules: {pattern!r} splits {name} of shape {shape} along {axes}, but "
+                f"{axis}={mesh.shape[axis]} does not divide {size}"
+            )
+    return PartitionSpec(*axes)
 
-    def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, _spec(leaf.shape, mesh.shape["fsdp"]))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(one, abstract)
+def _unmatched(pattern: str, abstract: Any) -> SetupError:
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(abstract)
+    ]
+    return SetupError(
+        f"config.mesh.rules: {pattern!r} is not used by any of the {len(names)} arrays (or earlier "
+        f"rules take all that it matches); arrays are {', '.join(names[:8])}"
+        f"{' …' * (len(names) > 8)}"
+    )
 
 
 def shardings(placed: Any) -> Any:
     """The shardings alone of what `place` returned."""
     return jax.tree.map(lambda leaf: leaf.sharding, placed)
-
-
-def alone() -> jax.sharding.Mesh:
-    """The mesh of this process' first device, for work that processes do apart."""
-    return jax.make_mesh(
-        (1, 1),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=jax.local_devices()[:1],
-    )

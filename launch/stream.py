@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 
 from launch.experiment import Batch, SetupError
-from launch.mesh import batch_sharding
+from launch.mesh import batch_sharding, row_parts
 
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
-def _put(host: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
-    """This host's rows (batch / hosts, …) -> global device arrays (batch, …)."""
-    sharding, hosts, placed = batch_sharding(mesh), jax.process_count(), {}
+def _rows(size: int, mesh: jax.sharding.Mesh) -> list[int]:
+    """Those of `size` rows that this host's devices hold, ascending.
+
+    Asked of the sharding, as the order of a mesh's devices is not always that of the hosts, and
+    hosts along the axis `space` hold the same rows.
+    """
+    parts = batch_sharding(mesh, (size,)).addressable_devices_indices_map((size,)).values()
+    return sorted({row for (part,) in parts for row in range(*part.indices(size))})
+
+
+class _Slices:
+    """Source of grain: this host's rows of every global batch of consecutive items, stacked."""
+
+    def __init__(self, items: grain.MapDataset, size: int, rows: Sequence[int]) -> None:
+        self._items, self._size, self._rows = items, size, rows
+
+    def __len__(self) -> int:
+        return len(self._items) // self._size
+
+    def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
+        found = [self._items[int(batch) * self._size + row] for row in self._rows]
+        return {name: np.stack([item[name] for item in found]) for name in found[0]}
+
+
+def _put(host: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> Batch:
+    """This host's rows -> global device arrays (size, …)."""
+    rows, placed = _rows(size, mesh), {}
+    at = {row: i for i, row in enumerate(rows)}
     for name, value in host.items():
-        array = np.asarray(value)
-        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-        shape = (array.shape[0] * hosts, *array.shape[1:])
-        placed[name] = jax.make_array_from_process_local_data(sharding, array, shape)
+        array = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
+        shape = (size, *array.shape[1:])
+
+        def part(index: tuple[slice, ...], array: np.ndarray = array) -> np.ndarray:
+            begin, end, _ = index[0].indices(size)  # a device's rows lie side by side
+            first = at[begin]
+            return array[(slice(first, first + end - begin), *index[1:])]
+
+        sharding = batch_sharding(mesh, shape)
+        placed[name] = jax.make_array_from_callback(shape, sharding, part)
     return placed
 
 
@@ -31,25 +63,24 @@ class Stream:
     def __init__(
         self, dataset: grain.MapDataset, seed: int, batch_size: int, mesh: jax.sharding.Mesh
     ) -> None:
-        if batch_size % mesh.size:
+        if batch_size % row_parts(mesh):
             raise SetupError(
                 f"config.batch_size = {batch_size} must be a multiple of the "
-                f"{mesh.size} devices of the mesh"
+                f"{row_parts(mesh)} devices along config.mesh data and fsdp"
             )
-        hosts = jax.process_count()
         self.mesh, self.batch_size = mesh, batch_size
-        # Local batch i of this host is block i·hosts + index, so that the rows of global batch i
-        # are the same for any number of hosts.
         # Not truly endless: grain divides the length as a float, which must hold it exactly.
         endless = dataset.shuffle(seed=seed).repeat(2**53 // max(1, len(dataset)))
-        self._local = endless.batch(batch_size // hosts)[jax.process_index() :: hosts]
+        slices = _Slices(endless, batch_size, _rows(batch_size, mesh))
+        self._local = grain.MapDataset.source(slices)
         self._item = dataset[0]
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a batch.
 
         Raises:
-            SetupError: an item is not a flat dict of numbers.
+            SetupError: an item is not a flat dict of numbers, or the mesh axis `space` divides
+                the depth of no array.
         """
         if not isinstance(self._item, dict):
             raise SetupError(f"dataset items must be flat dicts, not {type(self._item).__name__}")
@@ -58,22 +89,33 @@ class Stream:
             array = np.asarray(value)
             if array.dtype.kind not in "biufcV":
                 raise SetupError(f"dataset item {name!r} has type {array.dtype}, legal: numbers")
+            shape = (self.batch_size, *array.shape)
             shapes[name] = jax.ShapeDtypeStruct(
-                (self.batch_size, *array.shape),
+                shape,
                 jax.dtypes.canonicalize_dtype(array.dtype),
-                sharding=batch_sharding(self.mesh),
+                sharding=batch_sharding(self.mesh, shape),
             )
+        self._refuse_idle_space(shapes)
         return shapes
 
+    def _refuse_idle_space(self, shapes: dict[str, Any]) -> None:
+        split = any("space" in one.sharding.spec for one in shapes.values())
+        if self.mesh.shape["space"] > 1 and not split:
+            told = ", ".join(f"{name} {one.shape[1:]}" for name, one in shapes.items())
+            raise SetupError(
+                f"config.mesh.space = {self.mesh.shape['space']} divides the depth (first "
+                f"dimension of an item's arrays of two or more) of none: {told}"
+            )
+
     def __getitem__(self, step: int) -> Batch:
-        return _put(self._local[step], self.mesh)
+        return _put(self._local[step], self.batch_size, self.mesh)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start … stop - 1, read ahead by threads."""
         reading = iter(self._local[start:stop].to_iter_dataset(READ_AHEAD))
         try:
             for host in reading:
-                yield _put(host, self.mesh)
+                yield _put(host, self.batch_size, self.mesh)
         finally:
             reading.close()
 
@@ -83,22 +125,22 @@ def feeder(
 ) -> Callable[[grain.MapDataset], Iterator[Batch]]:
     """`feed(dataset)`: device batches in file order, each of at least `batch_size` rows.
 
-    The size is rounded up to a multiple of the devices. The last batch is filled up with repeated
-    items; "valid", bool (batch,), tells the real ones.
+    The size is rounded up to a multiple of the devices that rows are split over. The last batch is
+    filled up with repeated items; "valid", bool (batch,), tells the real ones.
     """
-    size = -(-batch_size // mesh.size) * mesh.size
+    size = -(-batch_size // row_parts(mesh)) * row_parts(mesh)
 
     def feed(dataset: grain.MapDataset) -> Iterator[Batch]:
-        items, hosts, index = len(dataset), jax.process_count(), jax.process_index()
+        items, rows = len(dataset), np.asarray(_rows(size, mesh))
         if not items:
             raise ValueError("nothing to evaluate: the data set is empty")
-        rows, count = size // hosts, -(-items // size)
-        local = dataset.repeat()[: count * size].batch(rows)[index::hosts]
+        count = -(-items // size)
+        local = grain.MapDataset.source(_Slices(dataset.repeat()[: count * size], size, rows))
         reading = iter(local.to_iter_dataset(READ_AHEAD))
         try:
             for number, host in enumerate(reading):
-                first = number * size + index * rows
-                yield _put({**host, "valid": np.arange(first, first + rows) < items}, mesh)
+                valid = number * size + rows < items
+                yield _put({**host, "valid": valid}, size, mesh)
         finally:
             reading.close()
 

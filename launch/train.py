@@ -9,13 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
+from launch import cluster
 from launch import mesh as meshes
 from launch.card import Leaf
 from launch.checkpoint import Store
+from launch.cluster import Preempted, Preemption
 from launch.experiment import REFUSALS, Batch, Experiment, SetupError, State, Task, told
 from launch.record import Recorder
 from launch.stream import Stream, feeder
+from launch.watchdog import Watchdog
 from launch.workdir import write_json
 
 # Initialisation draws from a step that is never reached.
@@ -26,17 +30,18 @@ class NotFinite(FloatingPointError):
     """The loss or the state became NaN or infinite; what led there is stored in `nan/`."""
 
 
-def abstract_state(task: Task, mesh: jax.sharding.Mesh) -> Any:
+def abstract_state(task: Task, mesh: jax.sharding.Mesh, rules: meshes.Rules = ()) -> Any:
     """Shapes, types and shardings of the task's state; nothing is computed.
 
     Raises:
-        SetupError: the task refuses its configuration while building the state.
+        SetupError: the task refuses its configuration while building the state, or one of the
+            `rules` (config.mesh.rules) fits none of its arrays.
     """
     try:
         abstract = jax.eval_shape(task.init, jax.random.key(0))
     except REFUSALS as error:
         raise SetupError(f"{type(task).__name__}.init: {told(error)}") from error
-    return meshes.place(abstract, mesh)
+    return meshes.place(abstract, mesh, rules)
 
 
 def trace_step(
@@ -49,15 +54,15 @@ def trace_step(
     """
     same = meshes.replicated(mesh)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    shardings = meshes.shardings(placed)
+    shardings, batch = meshes.shardings(placed), stream.abstract()
     step = jax.jit(
         task.step,
         donate_argnums=0,
-        in_shardings=(shardings, meshes.batch_sharding(mesh), same),
+        in_shardings=(shardings, meshes.shardings(batch), same),
         out_shardings=(shardings, same),
     )
     try:
-        traced = step.trace(placed, stream.abstract(), rng)
+        traced = step.trace(placed, batch, rng)
     except REFUSALS as error:
         raise SetupError(f"{type(task).__name__}.step: {told(error)}") from error
     state, metrics = traced.out_info
@@ -136,10 +141,9 @@ def _all_finite(state: State) -> jax.Array:
 def _stop(leaf: Leaf, step: int, what: str, batch: Batch, rng: jax.Array) -> None:
     """Store what the `step`-th update was made from, then raise."""
     folder = leaf.folder / "nan"
-    folder.mkdir(exist_ok=True)
+    arrays = multihost_utils.process_allgather(batch, tiled=True)
     if jax.process_index() == 0:
-        local = {k: [s.data for s in v.addressable_shards] for k, v in batch.items()}
-        arrays = {k: np.concatenate([np.asarray(d) for d in parts]) for k, parts in local.items()}
+        folder.mkdir(exist_ok=True)
         np.savez(folder / "batch.npz", **arrays)
         np.save(folder / "rng.npy", np.asarray(jax.random.key_data(rng)))
         write_json(folder / "step.json", {"step": step, "batch": step - 1, "what": what})
@@ -152,10 +156,13 @@ def _stop(leaf: Leaf, step: int, what: str, batch: Batch, rng: jax.Array) -> Non
 # ------------------------------------------------------------------------- the loop
 
 
-def train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> State:
+def train(
+    leaf: Leaf, task: Task, mesh: jax.sharding.Mesh, preemption: Preemption | None = None
+) -> State:
     """Train one leaf to its last step, from its newest checkpoint if it has one.
 
     Raises:
+        Preempted: `preemption` was asked for; the state has been saved.
         SetupError: the task refuses its configuration, the batch does not fit the devices, or no
             checkpoint can be restored.
         NotFinite: the loss or the state is NaN or infinite.
@@ -164,9 +171,8 @@ def train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> State:
     with ExitStack() as stack:
         # What the task can refuse, it refuses before anything is computed.
         stream = Stream(task.dataset("train"), leaf.seed, experiment.batch_size, mesh)
-        placed = abstract_state(task, mesh)
-        store = Store(leaf.folder, experiment.checkpoint, leaf.config)
-        stack.callback(store.close)
+        placed = abstract_state(task, mesh, experiment.mesh.rules)
+        store = stack.enter_context(Store(leaf.folder, experiment.checkpoint, leaf.config))
         update = compile_step(task, placed, stream, mesh) if store.newest() < steps else None
         state, first = start(task, leaf, placed, stream, mesh, store)
         if first >= steps:
@@ -174,7 +180,10 @@ def train(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> State:
         update = update or compile_step(task, placed, stream, mesh)
         record = Recorder(leaf, first, host=jax.process_index())
         stack.callback(record.close)
-        return _loop(leaf, task, mesh, update, state, first, stream, store, record)
+        cluster.barrier("compiled")  # hosts take different time for it, and devices do not wait
+        watch = stack.enter_context(Watchdog(experiment.hang_minutes, leaf.label))
+        stops = preemption or Preemption()
+        return _loop(leaf, task, mesh, update, state, first, stream, store, record, watch, stops)
 
 
 def _loop(
@@ -187,6 +196,8 @@ def _loop(
     stream: Stream,
     store: Store,
     record: Recorder,
+    watch: Watchdog,
+    preemption: Preemption,
 ) -> State:
     experiment, split, rng_at = leaf.experiment, task.val_split, rng_of(leaf.seed, mesh)
     feed = feeder(experiment.eval_batch_size or experiment.batch_size, mesh)
@@ -200,7 +211,9 @@ def _loop(
                 state, metrics = update(state, batch, rng)
             window.append(metrics)
             evaluates, saves, reports = _due(experiment, split, step)
-            if not reports:
+            stops = preemption.asked()
+            watch.beat(f"after step {step} was begun")
+            if not (reports or stops):
                 continue
 
             # Only here does the host wait for the device.
@@ -208,18 +221,22 @@ def _loop(
             for at, one in enumerate(known, start=step - len(known) + 1):
                 if not np.isfinite(one["loss"]):
                     _stop(leaf, at, f"loss is {one['loss']}", stream[at - 1], rng_at(at - 1))
-            if saves and not finite(state):
+            if (saves or stops) and not finite(state):
                 _stop(leaf, step, "state is not finite", batch, rng)
             record.write(step, "train", _mean(known))
             window.clear()
 
             scores = {}
             if evaluates:
+                watch.beat(f"evaluating after step {step}")
                 scores = {name: float(value) for name, value in task.evaluate(state, split, feed)}
                 record.write(step, split, scores)
                 record.plot()
-            if saves:
+            if saves or stops:
+                watch.beat(f"saving after step {step}")
                 store.save(step, state, {f"{split}/{name}": v for name, v in scores.items()})
+            if stops:
+                raise Preempted(f"{leaf.label}: stopped and saved after step {step}")
     record.plot(last=True)
     return state
 

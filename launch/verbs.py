@@ -11,11 +11,13 @@ from pathlib import Path
 
 import jax
 
+from launch import cluster
 from launch import evaluate as evaluation
 from launch import mesh as meshes
 from launch.build import keep_compiled_programs, make_tasks
 from launch.card import Leaf
 from launch.checkpoint import silence_abandoned_writes
+from launch.cluster import Preempted, Preemption
 from launch.experiment import SetupError, Task
 from launch.record import check_extras
 from launch.train import NotFinite
@@ -25,21 +27,23 @@ from launch.workdir import claim, complete, lock, no_space, results, write_json
 COUNT = 6  # items in the grid of heatmaps
 
 
-def _prepare(leaves: Sequence[Leaf]) -> tuple[dict[str, Task], jax.sharding.Mesh]:
+def _prepare(
+    leaves: Sequence[Leaf], *, trains: bool = False
+) -> tuple[dict[str, Task], jax.sharding.Mesh]:
     # orbax warns of its own defaults, and logs with pages of traceback what it raises as well.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     silence_abandoned_writes()
     for leaf in leaves:
         check_extras(leaf.experiment.tensorboard)
-    meshes.join_hosts()
+    cluster.join(preemptible=trains)
     keep_compiled_programs()
     mesh = meshes.make(leaves[0].experiment.mesh)
     for leaf in leaves:
-        if leaf.experiment.batch_size % mesh.size:
+        if leaf.experiment.batch_size % meshes.row_parts(mesh):
             raise SetupError(
-                f"config.batch_size = {leaf.experiment.batch_size} must be a multiple "
-                f"of the {mesh.size} devices of the mesh"
+                f"config.batch_size = {leaf.experiment.batch_size} must be a multiple of the "
+                f"{meshes.row_parts(mesh)} devices along config.mesh data and fsdp"
             )
     return make_tasks(leaves), mesh
 
@@ -70,7 +74,8 @@ class _Failures:
         refusal = isinstance(error, SetupError)
         if refusal and not self.succeeded and not self.code:
             raise error
-        if no_space(error):  # nor will there be any for the others
+        # The other leaves would have neither space nor hosts.
+        if no_space(error) or cluster.lost(error):
             raise error
         self.code = 1
         expected = refusal or isinstance(error, NotFinite)
@@ -87,27 +92,41 @@ def train(leaves: Sequence[Leaf], workdir: Path) -> int:
     Raises:
         SetupError: whatever the user must put right first.
     """
-    tasks, mesh = _prepare(leaves)
+    tasks, mesh = _prepare(leaves, trains=True)
     with lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _train(leaves, workdir, tasks, mesh)
+        try:
+            with Preemption() as preemption:
+                return _train(leaves, workdir, tasks, mesh, preemption)
+        except Preempted as stop:
+            if jax.process_index() == 0:
+                print(f"{stop}, as SIGTERM asked; the same command goes on", file=sys.stderr)
+            return 0
 
 
 def _train(
-    leaves: Sequence[Leaf], workdir: Path, tasks: Mapping[str, Task], mesh: jax.sharding.Mesh
+    leaves: Sequence[Leaf],
+    workdir: Path,
+    tasks: Mapping[str, Task],
+    mesh: jax.sharding.Mesh,
+    preemption: Preemption,
 ) -> int:
     failures = _Failures()
     for leaf in leaves:
         try:
             if jax.process_index() == 0:
                 claim(leaf)
-            train_leaf(leaf, tasks[leaf.run], mesh)
-            if results(leaf) is None:
+            train_leaf(leaf, tasks[leaf.run], mesh, preemption)
+            if preemption.asked():
+                raise Preempted(f"{leaf.label}: stopped after its last step")
+            if cluster.first_says(results(leaf) is None):
                 evaluation.evaluate(leaf, tasks[leaf.run], mesh)
             failures.succeeded = True
             (leaf.folder / "error.txt").unlink(missing_ok=True)
+        except Preempted:
+            raise
         except Exception as error:
             failures.note(leaf, error)
-    done = [leaf for leaf in leaves if results(leaf) is not None]
+    done = [leaf for leaf in leaves if cluster.first_says(results(leaf) is not None)]
     if done:
         show_table(done, workdir)
     if done and all(evaluation.explains(task) for task in tasks.values()):
@@ -140,5 +159,6 @@ def explain(leaves: Sequence[Leaf], workdir: Path, *, count: int, split: str | N
     tasks, mesh = _prepare(leaves)
     target = workdir / "heatmaps.png"
     evaluation.heatmaps(leaves, tasks, mesh, target, count=count, split=split)
-    print(target)
+    if jax.process_index() == 0:
+        print(target)
     return 0

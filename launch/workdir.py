@@ -18,7 +18,8 @@ from launch.experiment import SetupError
 
 # These cannot change what is learnt or scored, so a run may go on with other values.
 FREE = (
-    *("mesh.data", "mesh.fsdp", "tensorboard", "log_every", "eval_batch_size", "workers"),
+    *("mesh.data", "mesh.fsdp", "mesh.space", "mesh.rules", "tensorboard", "log_every"),
+    *("eval_batch_size", "workers", "hang_minutes"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_best"),
 )
 # The learning rate of a step does not depend on how many steps there are.

@@ -52,7 +52,8 @@ def test_fsdp_splits_the_large_arrays_and_their_moments() -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(placed)
         if leaf.sharding.spec != PartitionSpec()
     }
-    assert split == {"params/middle", "opt_state/0/mu/middle", "opt_state/0/nu/middle"}
+    moments = {"opt_state/0/mu/middle", "opt_state/0/nu/middle"}
+    assert split == {"params/middle", "ema/middle", *moments}
 
 
 @pytest.mark.parametrize("shape", [Mesh(3, 3), Mesh(-1, 3), Mesh(-1, 16)])

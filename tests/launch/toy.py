@@ -1,4 +1,4 @@
-"""A small task with all that makes exactness hard: noise from rng, a running statistic, AdamW."""
+"""A small task with all that makes exactness hard: noise and dropout, running means, AdamW."""
 
 import os
 import signal
@@ -41,7 +41,9 @@ class Toy:
         width: int = 64,
         noise: float = 0.1,
         count: int = 40,
-        kills: str = "",  # a file with a step a line: SIGKILL ourselves there, once each
+        # A file with a line "step", "step@process" or "step@process=SIGTERM" for each signal (by
+        # default SIGKILL) that a process sends itself when it evaluates there, once each.
+        kills: str = "",
         nan_at: int = -1,  # the item that makes the loss NaN
         fail: str = "",
         shift: float | None = None,
@@ -79,6 +81,7 @@ class Toy:
         }
         return {
             "params": params,
+            "ema": jax.tree.map(jnp.copy, params),
             "rest": {"mean": jnp.zeros(w), "tuned": jnp.zeros(()), "steps": jnp.int32(0)},
             "opt_state": self.optimizer.init(params),
         }
@@ -87,20 +90,25 @@ class Toy:
         tuned = jnp.float32(float(batches(0)["x"].max()))
         return {**state, "rest": {**state["rest"], "tuned": tuned}}
 
-    def _logits(self, params: Any, mean: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _logits(
+        self, params: Any, mean: jax.Array, x: jax.Array, dropout: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         hidden = jax.nn.relu(x @ params["first"])
         batch_mean = hidden.mean(0)
         hidden = jax.nn.relu((hidden - mean[None]) @ params["middle"])
+        if dropout is not None:
+            hidden *= jax.random.bernoulli(dropout, 0.9, hidden.shape) / 0.9
         return hidden @ params["last"]["kernel"] + params["last"]["bias"][None], batch_mean
 
     def step(self, state: Any, batch: Any, rng: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         rest = state["rest"]
-        x = batch["x"] + self.noise * jax.random.normal(rng, batch["x"].shape)
+        noise, dropout = jax.random.split(rng)
+        x = batch["x"] + self.noise * jax.random.normal(noise, batch["x"].shape)
         if self.shift is not None:
             x = x + self.shift
 
         def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits, mean = self._logits(params, rest["mean"], x)
+            logits, mean = self._logits(params, rest["mean"], x, dropout)
             ce = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
             return ce.mean() + 0.001 * rest["tuned"], mean
 
@@ -108,8 +116,12 @@ class Toy:
         updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
         new = {**rest, "mean": 0.9 * rest["mean"] + 0.1 * mean, "steps": rest["steps"] + 1}
         params = optax.apply_updates(state["params"], updates)
-        state = {"params": params, "rest": new, "opt_state": opt_state}
-        return state, {"loss": loss, "mean": mean.mean()}
+        ema = jax.tree.map(lambda m, p: 0.9 * m + 0.1 * p, state["ema"], params)
+        state = {"params": params, "ema": ema, "rest": new, "opt_state": opt_state}
+        # Tells which items in which rows the batch was made of.
+        rows = jnp.arange(1, len(batch["index"]) + 1, dtype=jnp.int32)
+        items = jnp.sum(rows * batch["index"]).astype(jnp.float32)
+        return state, {"loss": loss, "mean": mean.mean(), "items": items}
 
     def evaluate(self, state: Any, split: str, feed: Any) -> Iterator[tuple[str, float]]:
         self._perhaps_die(int(state["rest"]["steps"]))
@@ -131,11 +143,13 @@ class Toy:
         return right.sum(), batch["valid"].sum()
 
     def _perhaps_die(self, step: int) -> None:
-        todo = Path(self.kills).read_text().split() if self.kills else []
-        if str(step) in todo:
-            todo.remove(str(step))
-            Path(self.kills).write_text("\n".join(todo))
-            os.kill(os.getpid(), signal.SIGKILL)
+        for line in Path(self.kills).read_text().split() if self.kills else ():
+            at, _, name = line.partition("=")
+            number, _, process = at.partition("@")
+            if int(number) == step and process in ("", str(jax.process_index())):
+                todo = [one for one in Path(self.kills).read_text().split() if one != line]
+                Path(self.kills).write_text("\n".join(todo))
+                os.kill(os.getpid(), signal.Signals[name or "SIGKILL"])
 
     def explain(self, state: Any, split: str, count: int) -> dict[str, np.ndarray]:
         image = np.zeros((count, 2, 2, 3), np.uint8)
