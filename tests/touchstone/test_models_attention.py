@@ -1,5 +1,7 @@
 """Windows, attention, relative positions and the transformer block against plain NumPy."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +87,11 @@ def test_flash_attention_is_taken_where_it_can_be(monkeypatch):
         return attention.flash_fits(array, array, bias)
 
     assert not fits(216, 64)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for capability, flash in (("9.0", True), ("8.0", True), ("7.5", False), ("gfx90a", False)):
+        device = SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        assert fits(216, 64) == flash
+    device.compute_capability = "12.0"
     assert fits(216, 64) and fits(343, 16)
     assert not fits(216, 64, jnp.float32) and not fits(216, 12) and not fits(216, 256)
     bias = np.zeros((3, 1, 1))

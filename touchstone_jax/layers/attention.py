@@ -7,6 +7,7 @@ the statistics of norms are float32 whatever the compute type is.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -27,8 +28,9 @@ def attend(
 ) -> Float[Array, "*b t h d"]:
     """softmax(query · key / sqrt(d) + bias) · value (Vaswani et al. 2017, eq. 1), head by head.
 
-    On a GPU in half precision it is cuDNN's flash attention, which stores no (t, s) matrix, where
-    that takes the shapes: d a multiple of 8 up to 128, and with a bias even t and s.
+    On NVIDIA GPUs from Ampere on, in half precision, it is cuDNN's flash attention, which stores no
+    (t, s) matrix, where that takes the shapes: d a multiple of 8 up to 128, and with a bias even t
+    and s.
 
     Args:
         query: t tokens of h heads with d channels.
@@ -57,10 +59,16 @@ def attend(
 
 def flash_fits(query: Array, key: Array, bias: Array | None = None) -> bool:
     """Whether `attend` runs these arrays, or ones of these shapes and types, by flash attention."""
-    if jax.default_backend() != "gpu" or query.dtype not in (jnp.bfloat16, jnp.float16):
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or not _has_flash(jax.devices()[0]):
         return False
     (t, _, d), s = query.shape[-3:], key.shape[-3]
     return d % 8 == 0 and d <= 128 and (bias is None or (t % 2 == 0 and s % 2 == 0))
+
+
+def _has_flash(device: jax.Device) -> bool:
+    """NVIDIA tells its GPUs' capability as "8.0", AMD as "gfx90a", CPUs none."""
+    number = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    return number is not None and int(number[1]) >= 8
 
 
 def dense(
