@@ -199,7 +199,12 @@ def bind_tapped(
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy per sample, (b, k) and (b,) int to (b,)."""
+    """Cross-entropy per sample, (b, k) and (b,) int to (b,).
+
+    Labels (b, k) of 0 and 1 are independent findings: the mean binary cross-entropy over them.
+    """
+    if labels.ndim == logits.ndim:
+        return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype)).mean(-1)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -301,7 +306,7 @@ def sample_terms(
     if isnet is None:
         logits, rest = bind(graphs.train if training else graphs.infer, params, rest)(x)
         loss = cross_entropy(logits, labels)
-        return {"loss": loss, "accuracy": _correct(logits, labels)}, rest
+        return {"loss": loss, "accuracy": correct(logits, labels)}, rest
     maps = heatmaps(graphs, params, rest, x, isnet, training=training, rng=rng)
     layers = _by_layer(maps)
     each = [
@@ -314,7 +319,7 @@ def sample_terms(
     classification = cross_entropy(maps[0].logits, labels)
     terms = {
         "loss": (1 - isnet.weight) * classification + isnet.weight * heatmap,
-        "accuracy": _correct(maps[0].logits, labels),
+        "accuracy": correct(maps[0].logits, labels),
         "cross_entropy": classification,
         "background": background,
         "foreground": foreground,
@@ -344,5 +349,11 @@ def map_totals(graphs: Programs, params: Tree, rest: Tree, x: Array, isnet: ISNe
     return jnp.stack([jnp.stack([total_relevance(r) for r in row]) for row in rows], axis=1)
 
 
-def _correct(logits: Array, labels: Array) -> Array:
+def correct(logits: Array, labels: Array) -> Array:
+    """1 where the largest logit (b, k) is the label's (b,), else 0; float32 (b,).
+
+    Of labels (b, k) of 0 and 1 the share that the logits' signs tell right.
+    """
+    if labels.ndim == logits.ndim:
+        return ((logits > 0) == (labels > 0)).astype(jnp.float32).mean(-1)
     return (logits.argmax(-1).astype(labels.dtype) == labels).astype(jnp.float32)

@@ -35,11 +35,10 @@ def balanced(losses: Array, groups: Array) -> Array:
     return group_means(losses, memberships(groups, 2, losses.dtype)).sum() / 2
 
 
-def ramped(weight: float, epoch: float, epochs: float) -> float:
+def ramped(weight: float, epoch: Array | float, epochs: float) -> Array:
     """Penalty weight at ``epoch`` (0, 1, …): 0 in the first, then linear to all after ``epochs``.
 
-    Source: PGI's code. ``epochs`` = 0 gives it all from the second epoch on.
+    Source: PGI's code. ``epochs`` = 0 gives it all from the second epoch on. Traceable in epoch.
     """
-    if epoch < 1:
-        return 0.0
-    return weight if epochs <= 0 else weight * min(1.0, epoch / epochs)
+    grown = 1.0 if epochs <= 0 else jnp.minimum(1.0, jnp.asarray(epoch, jnp.float32) / epochs)
+    return jnp.where(jnp.asarray(epoch) < 1, 0.0, weight * grown)

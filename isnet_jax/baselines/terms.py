@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from isnet_jax.isnet import Programs, bind, cross_entropy
+from isnet_jax.isnet import Programs, bind, correct, cross_entropy
 
 Array = jax.Array
 Tree = Any
@@ -23,12 +23,15 @@ def forward(
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Share of samples whose largest logit (b, k) is the label's (b,); float32 scalar."""
-    return (logits.argmax(-1).astype(labels.dtype) == labels).astype(jnp.float32).mean()
+    """Share of samples whose largest logit (b, k) is the label's (b,); float32 scalar.
+
+    Of labels (b, k) of 0 and 1 the share that the logits' signs tell right.
+    """
+    return correct(logits, labels).mean()
 
 
 def classification(logits: Array, labels: Array) -> Array:
-    """Mean cross-entropy of logits (b, k) and labels (b,) int, a scalar."""
+    """Mean cross-entropy of logits (b, k) and labels (b,) int, or (b, k) of 0 and 1; a scalar."""
     return cross_entropy(logits, labels).mean()
 
 

@@ -61,9 +61,11 @@ def test_training_falls_and_is_scored(task):
         seen.append(float(values["loss"]))
     assert np.mean(seen[-3:]) < 0.8 * np.mean(seen[:3])
     scores = dict(task.evaluate(state, "val", feed))
-    assert set(scores) == {"loss", "accuracy", "macro_f1"}
+    assert set(scores) == {"loss", "accuracy", "macro_f1", "auc"}
     assert 0 <= scores["macro_f1"] <= 1 and np.isfinite(scores["loss"])
-    assert set(dict(task.evaluate(state, "standard", feed))) == {"accuracy", "macro_f1"}
+    scores = dict(task.evaluate(state, "standard", feed))
+    assert set(scores) == {"accuracy", "macro_f1", "auc", "mass"}
+    assert scores["mass"] == 1  # without a marker all that is not black is in the mask
 
 
 def test_padding_is_not_counted(task):
@@ -113,7 +115,7 @@ def test_panels_and_their_picture(task, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "selektive"}, "unknown method 'selektive'.*plain, selective, original"),
+        ({"method": "selektive"}, "unknown method 'selektive'.*plain, erm, selective, original"),
         ({"composite": {"name": "isnet_flx"}}, "unknown composite 'isnet_flx'.*isnet_flex"),
         ({"composite": {"name": "epsilon", "eps": 1.0}}, "option of composite 'epsilon' 'eps'"),
         ({"composite": {"name": "epsilon", "epsilon": -1.0}}, "epsilon=-1.0; must be >= 0"),

