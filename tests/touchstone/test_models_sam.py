@@ -1,0 +1,232 @@
+"""SegVol and SAM-Adapter: the references' masks, what prompts change, what is trained."""
+
+import gzip
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tests.touchstone.test_models import FAST, drawn
+from tests.touchstone.tiny_models import TINY
+from tests.touchstone.toy_prepared import plan, write_set
+from touchstone_jax import tasks
+from touchstone_jax.models import convert, count
+from touchstone_jax.models.prompted import KINDS, drawn_prompts
+from touchstone_jax.models.segvol import NOT_ASKED
+
+NARROW = {"width": 48, "layers": 3, "heads": 4, "hidden": 96}
+DECODER = {"decoder_heads": 4, "decoder_hidden": 64, "aligned": False}
+SAM = {
+    "in_channels": 3,
+    "side": 128,
+    "encoder": "vit",
+    "encoder_config": {"width": 48, "heads": 4, "depth": 2, "window": 3, "whole": (1,)},
+    "width": 32,
+    "heads": 4,
+    "hidden": 64,
+}
+
+
+def compiled(model, call, *inputs):
+    graphdef, state = nnx.split(model)
+    program = jax.jit(lambda state, *inputs: call(nnx.merge(graphdef, state), *inputs))
+    program = program.lower(state, *inputs).compile(compiler_options=FAST)
+    return lambda *inputs: program(state, *inputs)
+
+
+def test_segvols_mask_for_a_box_and_a_name_is_the_references(golden):
+    """Theirs are volumes (z, y, x)."""
+    path = golden / "arch" / "segvol.npz"
+    stored = convert.read_arrays(path)
+    config = {"num_classes": 2, "patch": (32, 32, 8), "embeddings": stored["in/text_embedding"]}
+    arrays = convert.read_arrays(path, "sd/")
+    model = convert.from_torch("segvol", arrays, **config, **NARROW, **DECODER)
+    box = stored["in/box"].reshape(1, 1, 2, 3)[..., ::-1].reshape(1, 1, 6)
+    prompts = {**asked(1, 1, 0), "boxes": jnp.asarray(box), "boxed": jnp.ones((1, 1), bool)}
+    x = jnp.asarray(stored["x"].transpose(0, 4, 3, 2, 1))
+    made = compiled(model, lambda m, x, p: m(x, p), x, prompts)(x, prompts)
+    expected = stored["logits"][0, 0].transpose(2, 1, 0)
+    assert np.abs(made[0, ..., 1] - expected).max() <= 1e-5 * np.abs(expected).max()
+    np.testing.assert_array_equal(model.text[...], stored["in/text_embedding"])
+
+
+def test_sam_adapters_masks_are_the_references(golden):
+    path = golden / "arch" / "sam_adapter_vit.npz"
+    stored = convert.read_arrays(path)
+    model = convert.from_torch("sam_adapter", convert.read_arrays(path, "sd/"), **SAM)
+    x = jnp.asarray(np.moveaxis(stored["x"], 1, -1))
+    made = compiled(model, lambda m, x: m.masks(x), x)(x)
+    expected = np.moveaxis(stored["logits"], 1, -1)
+    assert np.abs(made - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "whole"),
+    [
+        ("segvol", "segvol_without_clip", 117_742_544),
+        ("sam_adapter", "sam_adapter_mobile_vit_t", 11_640_499),
+    ],
+)
+def test_what_is_left_out_makes_up_the_published_count(golden, name, file, whole):
+    with gzip.open(golden / "arch" / "keys" / f"{file}.json.gz") as stored:
+        shapes = {key: tuple(shape) for key, (shape, _) in json.load(stored).items()}
+    config = {}
+    if name == "segvol":  # the list is without the text's half
+        config["num_classes"] = 10
+        shapes["text_encoder.dim_align.weight"] = (768, 512)
+        shapes["text_encoder.dim_align.bias"] = (768,)
+    arrays = {key: jax.ShapeDtypeStruct(shape, "float32") for key, shape in shapes.items()}
+    found = convert.fit(name, arrays, **config)
+    assert len(found.places) + len(found.ignored) == len(shapes)
+    unread = [key for key in found.ignored if not key.endswith("num_batches_tracked")]
+    assert count.size_of(found.model) + sum(math.prod(shapes[key]) for key in unread) == whole
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def asked(batch, organs, points):
+    shape = (batch, organs)
+    return {
+        "named": jnp.ones(shape, bool),
+        "points": jnp.zeros((*shape, points, 3)),
+        "signs": jnp.full((*shape, points), -1, jnp.int32),
+        "boxes": jnp.zeros((*shape, 6)),
+        "boxed": jnp.zeros(shape, bool),
+    }
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """Prompts -> logits of the two organs of one image."""
+    model, first = drawn("segvol"), asked(1, 2, 2)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 16, 8, 2)), jnp.float32)
+    call = compiled(model, lambda m, x, p: m(x, p), x, first)
+    return lambda **changes: np.asarray(call(x, {**first, **changes}))[0, ..., 1:]
+
+
+def test_another_name_gives_another_mask(answer):
+    made = answer()
+    assert np.abs(made[..., 0] - made[..., 1]).max() > 1e-2
+    one = answer(named=jnp.asarray([[True, False]]))
+    np.testing.assert_allclose(one[..., 0], made[..., 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one[..., 1], NOT_ASKED, rtol=1e-5)
+
+
+def test_points_and_boxes_change_the_mask_of_their_organ_alone(answer):
+    made, masks = answer(), []
+    at, nowhere = jnp.zeros((1, 2, 2, 3)), jnp.full((1, 2, 2), -1, jnp.int32)
+    for place, sign in (((2, 3, 1), 1), ((2, 3, 1), 0), ((9, 12, 5), 1)):
+        points = at.at[0, 0, 0].set(jnp.asarray(place, jnp.float32))
+        masks.append(answer(points=points, signs=nowhere.at[0, 0, 0].set(sign)))
+    for first, box in ((0, (1, 2, 3, 9, 9, 6)), (0, (1, 2, 3, 9, 14, 6))):
+        boxes = jnp.zeros((1, 2, 6)).at[0, first].set(jnp.asarray(box, jnp.float32))
+        masks.append(answer(boxes=boxes, boxed=jnp.asarray([[True, False]])))
+    for i, mask in enumerate(masks):
+        np.testing.assert_allclose(mask[..., 1], made[..., 1], rtol=1e-5, atol=1e-5)
+        for other in (made, *masks[:i]):
+            assert np.abs(mask[..., 0] - other[..., 0]).max() > 1e-4
+    alone = answer(named=jnp.zeros((1, 2), bool), points=at, signs=nowhere.at[0, 0, 0].set(1))
+    assert np.abs(alone[..., 0] - NOT_ASKED).min() > 1 and (alone[..., 1] == NOT_ASKED).all()
+
+
+def test_what_is_no_point_moves_nothing(answer):
+    np.testing.assert_allclose(
+        answer(points=jnp.full((1, 2, 2, 3), 7.0)), answer(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_training_asks_as_a_user_might():
+    labels = np.zeros((6, 9, 8, 7), np.uint8)
+    labels[:, 2:5, 3:7, 1:3] = 1
+    labels[:, 5, 0, 6] = 3
+    labels[:, 8, 7, 6] = 255
+    draw = jax.jit(drawn_prompts, static_argnums=2)
+    kinds = set()
+    for seed in range(4):
+        made = jax.tree.map(np.asarray, draw(jax.random.key(seed), jnp.asarray(labels), 3))
+        assert made.points.shape == (6, 3, 21, 3)
+        for b, organ in np.ndindex(6, 3):
+            there = made.signs[b, organ]
+            kind = (made.named[b, organ], (there >= 0).any(), made.boxed[b, organ])
+            if organ == 1:
+                assert kind == (True, False, False)
+                continue
+            kinds.add(tuple(map(int, kind)))
+            at = made.points[b, organ].astype(int)
+            found = labels[b][tuple(at.T)] == organ + 1
+            assert found[there == 1].all() and not found[there == 0].any()
+            assert not kind[1] or (1 <= (there == 1).sum() <= 11 and (there == 0).sum() <= 10)
+            box = (2, 3, 1, 4, 6, 2) if organ == 0 else (5, 0, 6, 5, 0, 6)
+            np.testing.assert_array_equal(made.boxes[b, organ], box)
+    assert kinds == set(KINDS)
+
+
+# ---------------------------------------------------------------- slices, and what is trained
+
+
+def test_slices_are_looked_at_one_by_one():
+    model = drawn("sam_adapter")
+    x = np.random.default_rng(0).normal(size=(1, 12, 10, 3, 2)).astype(np.float32)
+    call = compiled(model, lambda m, x: m(x), jnp.asarray(x))
+    made = np.asarray(call(jnp.asarray(x)))
+    assert made.shape == (1, 12, 10, 3, 3) and made.dtype == np.float32
+    turned = np.asarray(call(jnp.asarray(x[..., ::-1, :].copy())))
+    np.testing.assert_allclose(turned[..., ::-1, :], made, rtol=1e-4, atol=1e-4)
+    x[..., 1, :] += 1
+    changed = np.abs(np.asarray(call(jnp.asarray(x))) - made).max((0, 1, 2, 4))
+    assert changed[1] > 1e-4 and max(changed[0], changed[2]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return tasks.Segmenter(
+        optimizer=optax.adamw(1e-2, weight_decay=0.1),
+        data=str(write_set(tmp_path_factory.mktemp("prepared"), 2, plan())),
+        model={"name": "sam_adapter", **TINY["sam_adapter"]},
+        patch=(16, 16, 1),
+        augmentation={"preset": "none"},
+        validation=("case_0",),
+        ema=0.5,
+    )
+
+
+def test_the_optimizer_keeps_nothing_of_what_is_frozen(task):
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        moves = name.startswith("mask_decoder/") or "_Adapter/" in name
+        sizes[moves] = sizes.get(moves, 0) + leaf.size
+    assert sizes[False] > 1000
+    # Two moments of each parameter, and the number of steps.
+    assert sum(leaf.size for leaf in jax.tree.leaves(state["opt_state"])) == 2 * sizes[True] + 1
+
+
+@pytest.mark.slow
+def test_only_adapters_and_decoder_move(task):
+    batch = {
+        "image": jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 1, 1)), "f4"),
+        "labels": jnp.zeros((2, 16, 16, 1), jnp.uint8).at[:, 4:].set(1),
+        "annotated": jnp.ones((2, 10), bool),
+    }
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        before = jax.jit(task.init)(jax.random.key(0))
+        step = jax.jit(task.step).lower(before, batch, jax.random.key(1))
+        step = step.compile(compiler_options=FAST)
+        after, values = step(step(before, batch, jax.random.key(1))[0], batch, jax.random.key(2))
+    assert float(values["gradient_norm"]) > 0
+    params = jax.tree_util.tree_leaves_with_path(before["params"])
+    now, mean = (jax.tree.leaves(tree["params"]) for tree in (after, after["ema"]))
+    for (path, old), new, kept in zip(params, now, mean, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        moves = name.startswith("mask_decoder/") or "_Adapter/" in name
+        assert bool((old != new).any()) == moves, name
+        assert moves or bool((kept == old).all()), name
+    for old, new in zip(*(jax.tree.leaves(s["rest"]) for s in (before, after)), strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -1,0 +1,147 @@
+"""Prompts: what a file may say, where its millimetres are, what each window is told of them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.touchstone.cases import dataset
+from tests.touchstone.toy_network import SCHEME, Thresholds
+from touchstone_jax.infer import SlidingWindow
+from touchstone_jax.io.geometry import Geometry
+from touchstone_jax.predict import Predict
+from touchstone_jax.prompts import Prompts
+
+PLACES = {"organs": None, "points": None, "boxes": None}
+POINT = {"liver": {"points": [[1.0, 2.0, 3.0, 1]]}}
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds", "said"),
+    [
+        ({"organs": []}, {}, "prompts: the network takes no prompts"),
+        ({"organ": ["liver"]}, PLACES, "key of prompts 'organ'; did you mean 'organs'"),
+        ({"organs": "liver"}, PLACES, "organs='liver'; expected a list of names"),
+        ({"organs": ["livr"]}, PLACES, "organ of prompts 'livr'; did you mean 'liver'"),
+        ({"cases": []}, PLACES, r"prompts: cases: \[\]; expected names"),
+        ({"cases": {"a": {"liver": {"boxes": 1}}}}, PLACES, "a, liver 'boxes'; did you mean 'box'"),
+        ({"cases": {"a": {"liver": {"box": [1, 2]}}}}, PLACES, r"box=\[1, 2\]; expected \(x, y, z"),
+        ({"cases": {"a": {"liver": {"points": [[0, 0, 0, 2]]}}}}, PLACES, "expected .x, y, z, 0"),
+        ({"task": 3}, {"task": 3}, r"task=3; expected 0..2"),
+        ({"organs": []}, {"task": 3}, "key of prompts 'organs'; legal: task"),
+        ({}, {"task": 3}, "task=None; expected 0..2"),
+    ],
+)
+def test_bad_prompts_are_told(given, kinds, said):
+    with pytest.raises(ValueError, match=said):
+        Prompts(given, kinds, SCHEME)
+
+
+def test_bad_files_are_told(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a.json: no JSON"):
+        Prompts(str(tmp_path / "a.json"), PLACES, SCHEME)
+    with pytest.raises(FileNotFoundError, match=r"b.json: no such file"):
+        Prompts(str(tmp_path / "b.json"), PLACES, SCHEME)
+    with pytest.raises(ValueError, match="case of prompts 'case_7'; did you mean 'case_1'"):
+        Prompts({"cases": {"case_7": POINT}}, PLACES, SCHEME).check_cases(["case_1"])
+
+
+def test_a_task_is_told_to_every_window():
+    told = Prompts({"task": 2}, {"task": 3}, SCHEME).of_windows(
+        "a", Geometry((4, 4, 4), np.eye(4)), (4, 4, 4), (2, 2, 2)
+    )
+    assert told((0, 0, 0), (False,) * 3) == {"task": 2}
+
+
+@pytest.fixture
+def told():
+    """A CT stored as LPS, voxels of 2 x 2 x 4 mm, prepared to half as many along x and y."""
+    affine = np.diag([-2.0, -2.0, 4.0, 1.0])
+    affine[:3, 3] = (38.0, 38.0, -20.0)  # voxel 0 is at x = 38, y = 38, z = -20
+    ct = Geometry((20, 20, 12), affine)
+    asked = {
+        # Voxel 4 along canonical x is at 8 mm, i.e. 1.75 of the prepared image.
+        "liver": {"points": [[8.0, 8.0, -8.0, 1], [8.0, 8.0, 24.0, 0]]},
+        "aorta": {"box": [30.0, 2.0, 4.0, 6.0, 10.0, -12.0]},
+    }
+    prompts = Prompts({"organs": ["spleen"], "cases": {"a": asked}}, PLACES, SCHEME)
+    return prompts.of_windows("a", ct, (10, 10, 12), (8, 8, 6))
+
+
+def test_millimetres_become_voxels_of_the_window(told):
+    liver, aorta, spleen = (SCHEME.indices[n] - 1 for n in ("liver", "aorta", "spleen"))
+    made = told((0, 1, 2), (False,) * 3)
+    assert made["named"].nonzero()[0].tolist() == [spleen]
+    assert made["signs"][liver].tolist() == [1, -1]
+    np.testing.assert_allclose(made["points"][liver, 0], (1.75, 0.75, 1.0))
+    assert made["boxed"].nonzero()[0].tolist() == [aorta]
+    # x 6..30 mm is voxels 3..15 of 20, 1.25..7.25 of 10; z -12..4 is voxels 2..6.
+    np.testing.assert_allclose(made["boxes"][aorta], (1.25, 0, 0, 7, 1.25, 4), atol=1e-6)
+    beyond = told((0, 1, 7), (False,) * 3)
+    assert beyond["signs"][liver].tolist() == [0, -1] and not beyond["boxed"].any()
+
+
+def test_mirrored_windows_mirror_places(told):
+    liver, aorta = SCHEME.indices["liver"] - 1, SCHEME.indices["aorta"] - 1
+    made = told((0, 1, 2), (True, False, True))
+    np.testing.assert_allclose(made["points"][liver, 0], (7 - 1.75, 0.75, 5 - 1.0))
+    np.testing.assert_allclose(made["boxes"][aorta], (0, 0, 1, 7 - 1.25, 1.25, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 13), (5, 6, 4)])
+def test_windows_are_told_where_they_are(shape):
+    """A network that says its voxels' places in the volume, whatever was cut or mirrored."""
+    window = (4, 6, 5)
+
+    def told(corner, flips):
+        return {"corner": np.float32(corner), "flips": np.array(flips)}
+
+    def network(x, where):
+        at = jnp.stack(jnp.meshgrid(*map(jnp.arange, window), indexing="ij"), -1)[None]
+        last = jnp.asarray(window).reshape(1, 1, 1, 1, 3) - 1
+        flips, corner = (where[k][:, None, None, None] for k in ("flips", "corner"))
+        return jnp.where(flips, last - at, at).astype(jnp.float32) + corner
+
+    sliding = SlidingWindow(network, window, mirror=(0, 2), batch=3, told=told)
+    image = np.zeros(shape, np.float32)
+    found = sliding.logits(image, told=told)
+    expected = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+class Prompted(Thresholds):
+    """`Thresholds` that looks for organs that are named only."""
+
+    prompts = PLACES
+
+    def predictor(self, state):
+        network, told, labels = super().predictor(state)
+
+        def prompted(x, prompts):
+            named = jnp.concatenate([jnp.ones((len(x), 1), bool), prompts["named"]], axis=1)
+            return jnp.where(named[:, None, None, None], network(x), jnp.float32(-20))
+
+        return prompted, told, labels
+
+
+def test_only_what_is_asked_for_is_predicted(tmp_path):
+    (case,) = dataset(tmp_path / "data", noise_hu=0.0)
+    file, rows = tmp_path / "prompts.json", {}
+    state, data = {"sharpness": jnp.float32(2)}, str(tmp_path / "data")
+    for organs in (["aorta", "postcava"], ["aorta"]):
+        file.write_text(json.dumps({"organs": organs, "cases": {case.id: POINT}}))
+        job = Predict(data, prompts=str(file), picture=False)
+        job.restore(Prompted(), state)
+        (tmp_path / str(len(organs))).mkdir()
+        rows[len(organs)] = job.run(case.id, tmp_path / str(len(organs)))
+        rows[len(organs)]["fingerprint"] = job.fingerprint(case.id)
+    both, one = rows[2], rows[1]
+    assert both["ml_aorta"] == one["ml_aorta"] > 0
+    assert both["ml_postcava"] > 0 and one["ml_postcava"] == 0
+    assert both["fingerprint"] != one["fingerprint"]
+    with pytest.raises(ValueError, match="the network takes no prompts"):
+        Predict(data, prompts=str(file)).restore(Thresholds(), state)
+    with pytest.raises(FileNotFoundError, match="prompts .*no.json: no such file"):
+        Predict(data, prompts=str(tmp_path / "no.json"))
