@@ -164,6 +164,17 @@ def test_a_lesion_mask_of_an_unknown_name_is_told(source: Path, tmp_path: Path) 
     assert "Not assessed for lesions: liver." in text
 
 
+def test_names_of_totalsegmentator_are_known(source: Path, tmp_path: Path) -> None:
+    def add(case: Path) -> None:
+        for name in ("inferior_vena_cava", "small_bowel"):
+            put(case, name, cube(mask(case, "spleen")))
+        (case / "segmentations/postcava.nii.gz").unlink(missing_ok=True)
+
+    text, _ = reported(source, tmp_path, add)
+    unknown = next(line for line in text.splitlines() if line.startswith("Not assessed: "))
+    assert "IVC (no usable mask)" not in unknown and "intestine" not in unknown
+
+
 def test_a_case_without_any_mask_says_where_it_looked(source: Path, tmp_path: Path) -> None:
     text, found = reported(source, tmp_path, lambda case: shutil.rmtree(case / "segmentations"))
     assert errors(found)[0] == "missing_labels" and "segmentations=" in found[0].fix

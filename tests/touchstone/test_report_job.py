@@ -242,6 +242,11 @@ def test_phases(tmp_path: Path) -> None:
         "\ufeffIndex,BDMAP ID,CT Phase\n1,a,Venous\n2,b,\n3,c,Plain\n", encoding="utf-8"
     )
     assert read_phases(path) == {"a": "Venous", "c": "Plain"}
+    path.write_text("Case,CT Phase\na,plain\nb,ARTERIAL\nc,Portal\n", encoding="utf-8")
+    assert read_phases(path) == {"a": "Plain", "b": "Arterial", "c": "Portal"}
+    path.write_bytes(b"Case,CT Phase\n\xe4,Plain\n")
+    with pytest.raises(ValueError, match=r"phases.csv: not UTF-8"):
+        read_phases(path)
     path.write_text("Case,CT Phase\na,Venous\na,Plain\n", encoding="utf-8")
     with pytest.raises(ValueError, match="a has the phases 'Venous' and 'Plain'"):
         read_phases(path)

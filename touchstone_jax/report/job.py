@@ -8,6 +8,7 @@ lesion; the job's folder gets ``reports.csv``, ``measurements.json``, ``metadata
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,9 @@ from touchstone_jax.verify.fingerprints import OverCases, hash_of
 
 VERSION = 2
 """Of what `run` writes; a change makes every case new."""
+
+PHASES = ("Plain", "Arterial", "Venous", "Delay")
+"""AbdomenAtlas' names of contrast phases; fat is judged on "Plain" alone."""
 
 FOLDERS = ("segmentations", "predictions")
 """Where the masks of a case are looked for."""
@@ -231,12 +235,18 @@ def write_reports(path: Path, texts: Mapping[str, str]) -> None:
 def read_phases(path: str | Path) -> dict[str, str]:
     """Case to phase from a CSV with the columns "BDMAP ID" or "Case", and "CT Phase".
 
+    AbdomenAtlas' phases (`PHASES`) may be written in any case of letters; others are kept as told.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or two rows disagree on a case.
+        ValueError: it is not UTF-8, a column is missing, or two rows disagree on a case.
     """
     found: dict[str, str] = {}
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from error
+    with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
         names = rows.fieldnames or []
         key = next((name for name in ("BDMAP ID", "Case") if name in names), None)
@@ -246,6 +256,7 @@ def read_phases(path: str | Path) -> dict[str, str]:
             )
         for row in rows:
             case, phase = (row[key] or "").strip(), (row["CT Phase"] or "").strip()
+            phase = next((p for p in PHASES if p.lower() == phase.lower()), phase)
             if phase and found.setdefault(case, phase) != phase:
                 raise ValueError(f"{path}: {case} has the phases {found[case]!r} and {phase!r}")
     return found

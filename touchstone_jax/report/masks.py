@@ -19,11 +19,12 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "aorta": ("aorta",),
     "celiac": ("celiac_aa", "celiac_trunk"),
     "portal vein and SMV": ("veins", "portal_vein_and_splenic_vein"),
-    "IVC": ("postcava",),
+    "IVC": ("postcava", "inferior_vena_cava"),
     "left adrenal gland": ("adrenal_gland_left",),
     "left kidney": ("kidney_left",),
     "right kidney": ("kidney_right",),
     "bile duct": ("common_bile_duct",),
+    "intestine": ("intestine", "small_bowel"),
 }
 """Names of files for structures that are called otherwise in the text."""
 
