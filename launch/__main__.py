@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile",
         type=int,
         metavar="STEPS",
-        help="bench: record so many steps as an xplane trace",
+        help="train, bench: record so many steps as an xplane trace",
     )
     parser.add_argument(
         "--devices", type=int, help="check: for so many devices, pretended on this CPU"
@@ -150,7 +150,7 @@ def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         return 0
     from launch import verbs
 
-    return verbs.train(leaves, workdir)
+    return verbs.train(leaves, workdir, options.profile or 0)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -301,9 +301,9 @@ BELONGS = {
     "config": (*NEEDING_CARDS, "benchmark"),
     "workdir": (*NEEDING_CARDS, "data", "benchmark"),
     "force": CARDS,
-    **dict.fromkeys(hosts.OPTIONS, CARDS),
+    **dict.fromkeys(hosts.OPTIONS, (*CARDS, "check", "bench")),
     "count": ("explain", "bench"),
-    "profile": ("bench",),
+    "profile": ("train", "bench"),
     **dict.fromkeys(("devices", "on"), ("check",)),
     "licence": ("export",),
     "split": ("explain", "benchmark"),

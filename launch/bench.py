@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from launch import costs, peaks
+from launch import cluster, costs, peaks
 from launch import mesh as meshes
 from launch.build import make_task
 from launch.card import Leaf
@@ -61,15 +61,17 @@ class _Steps:
 
     def __init__(self, update: Callable, state: State, rng_at: Callable[[int], jax.Array]) -> None:
         self.update, self.state, self.rng_at, self.done = update, state, rng_at, 0
+        self.cpu = 0.0  # CPU seconds of the newest step, of all threads
 
     def __call__(self, batch: Batch) -> float:
         """Seconds of one step, until its results are there."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         rng = self.rng_at(self.done)
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.update(self.state, batch, rng)
         jax.block_until_ready((self.state, metrics))
         self.done += 1
+        self.cpu = time.process_time() - cpu
         return time.perf_counter() - start
 
 
@@ -81,6 +83,7 @@ def measure(
     Seconds are medians over `steps` steps. "input_wait" is the share of a step's time in which
     the loop waits for its batch; "input_share" also has what reading takes from computing where
     both use the same cores: 1 - (step without input) / (step with it), at least 0.
+    CPU seconds are of all threads, and the same on a machine that is busy with other things.
 
     Args:
         leaf: what to train.
@@ -94,7 +97,7 @@ def measure(
     """
     size = leaf.experiment.batch_size
     stream = Stream(task.dataset("train"), leaf.seed, size, mesh)
-    placed = abstract_state(task, mesh)
+    placed = abstract_state(task, mesh, leaf.experiment.mesh.rules)
     start = time.perf_counter()
     traced = trace_step(task, placed, stream, mesh)
     lowered, tracing = traced.lower(), time.perf_counter() - start
@@ -107,7 +110,7 @@ def measure(
     run = _Steps(update, state, rng_at)
     first = [run(stream[0]) for _ in range(2)]
     with Compilations() as later:
-        alone, fed, waits = _turns(run, stream, -(-steps // ROUNDS))
+        alone, fed, waits, cpu = _turns(run, stream, -(-steps // ROUNDS))
         if profile:
             _record(run, stream[0], leaf.folder, profile)
     work = costs.operations(traced.jaxpr)
@@ -118,6 +121,8 @@ def measure(
         "step_seconds": step,
         "step_seconds_min": min(alone),
         "step_seconds_with_input": with_input,
+        "step_cpu_seconds": statistics.median(cpu),
+        "input_cpu_seconds": _reading(stream, len(alone)),
         "input_wait": sum(waits) / sum(fed),
         "input_share": max(0.0, 1 - step / with_input),
         "items_per_second": size / with_input,
@@ -151,12 +156,17 @@ def about(leaf: Leaf, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
-def _turns(run: _Steps, stream: Stream, each: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of `ROUNDS` turns of `each` steps: without input, with it, and of it the waiting."""
-    alone, fed, waits = [], [], []
+def _turns(run: _Steps, stream: Stream, each: int) -> tuple[list[float], ...]:
+    """Seconds of `ROUNDS` turns of `each` steps: without input, with it, and of it the waiting.
+
+    The last: CPU seconds of the steps without input.
+    """
+    alone, fed, waits, cpu = [], [], [], []
     batch = stream[0]
     for _ in range(ROUNDS):
-        alone += [run(batch) for _ in range(each)]
+        for _ in range(each):
+            alone.append(run(batch))
+            cpu.append(run.cpu)
         first = run.done
         with contextlib.closing(stream.batches(first, first + WARM_UP + each)) as batches:
             for waited, one in _timed(batches):
@@ -164,7 +174,15 @@ def _turns(run: _Steps, stream: Stream, each: int) -> tuple[list[float], list[fl
                 if run.done > first + WARM_UP:
                     waits.append(waited)
                     fed.append(waited + seconds)
-    return alone, fed, waits
+    return alone, fed, waits, cpu
+
+
+def _reading(stream: Stream, count: int) -> float:
+    """CPU seconds of reading a batch, of all threads, while nothing else is done."""
+    start = time.process_time()
+    for step in range(count):
+        jax.block_until_ready(stream[step])
+    return (time.process_time() - start) / count
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[float, Batch]]:
@@ -191,6 +209,7 @@ def bench(leaves: Sequence[Leaf], workdir: Path | None, *, steps: int, profile: 
     Raises:
         SetupError: whatever the user must put right first.
     """
+    cluster.join()
     seen = set()
     for leaf in leaves:
         if leaf.run in seen:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import costs, peaks
+from launch import cluster, costs, peaks
 from launch import mesh as meshes
 from launch.build import keep_compiled_programs, make_task
 from launch.card import Leaf
@@ -41,6 +41,7 @@ def check(
     if on is not None and peaks.sheet(on) is None:
         raise SetupError(f"--on {on!r}: legal are {', '.join(peaks.SHEETS)}")
     _pretend(leaves[0].experiment, devices)
+    cluster.join()
     keep_compiled_programs()
     reports, seen = [], set()
     for leaf in leaves:
@@ -93,7 +94,7 @@ def _examine(leaf: Leaf, on: str | None, report: dict[str, Any]) -> None:
     stream = Stream(task.dataset("train"), leaf.seed, experiment.batch_size, mesh)
     stream.abstract()  # refuses items that are no numbers
     report["data"] = _data(task, stream, report["findings"])
-    placed = abstract_state(task, mesh)
+    placed = abstract_state(task, mesh, experiment.mesh.rules)
     report["parameters"] = costs.parameters(placed)
     traced = trace_step(task, placed, stream, mesh)
     work = costs.operations(traced.jaxpr)

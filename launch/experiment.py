@@ -343,10 +343,10 @@ class Task(Protocol):
     Optional, used when present:
         prepare(state, batches) -> state: once, when a run starts from scratch (not on resume);
             `batches(step)` is the device batch of a training step.
-        inference(state) -> what `export` writes: {"function": pure (weights, x) -> array, "weights":
-            nested dict of arrays, "input": ShapeDtypeStruct of a batch of one, "about": {"what",
-            "input", "output", "intended_use": sentences; optionally "tags", "classes": their names
-            in order, "details": title -> JSON}}
+        inference(state) -> what `export` writes: {"function": pure (weights, x) -> array,
+            "weights": nested dict of arrays, "input": ShapeDtypeStruct of a batch of one, "about":
+            {"what", "input", "output", "intended_use": sentences; optionally "tags", "classes":
+            their names in order, "details": title -> JSON}}
         explain(state, split, count) -> dict label -> uint8 (count, height, width, 3)
         draw(panels, path) -> None: writes `panels` (as `explain` returns) as one PNG.
     """

@@ -21,7 +21,12 @@ class Profile:
         self._seen, self._running = 0, False
 
     def wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
-        """`update` as it is, each call a step; the last recorded one is waited for."""
+        """`update`, each call a step; the last recorded one is waited for.
+
+        Without steps to record it is `update` itself.
+        """
+        if not self.steps:
+            return update
 
         def recorded(*arguments: Any) -> Any:
             with self.step():

@@ -17,6 +17,7 @@ from launch.card import Leaf
 from launch.checkpoint import Store
 from launch.cluster import Preempted, Preemption
 from launch.experiment import REFUSALS, Batch, Experiment, SetupError, State, Task, told
+from launch.profile import Profile
 from launch.record import Recorder
 from launch.stream import Stream, feeder
 from launch.watchdog import Watchdog
@@ -157,9 +158,15 @@ def _stop(leaf: Leaf, step: int, what: str, batch: Batch, rng: jax.Array) -> Non
 
 
 def train(
-    leaf: Leaf, task: Task, mesh: jax.sharding.Mesh, preemption: Preemption | None = None
+    leaf: Leaf,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    preemption: Preemption | None = None,
+    profile: int = 0,
 ) -> State:
     """Train one leaf to its last step, from its newest checkpoint if it has one.
+
+    Of its first steps `profile` are recorded, see `launch.profile`.
 
     Raises:
         Preempted: `preemption` was asked for; the state has been saved.
@@ -178,6 +185,7 @@ def train(
         if first >= steps:
             return state
         update = update or compile_step(task, placed, stream, mesh)
+        update = stack.enter_context(closing(Profile(leaf.folder, profile))).wrap(update)
         record = Recorder(leaf, first, host=jax.process_index())
         stack.callback(record.close)
         cluster.barrier("compiled")  # hosts take different time for it, and devices do not wait

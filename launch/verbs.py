@@ -86,8 +86,10 @@ class _Failures:
             (leaf.folder / "error.txt").write_text(told, encoding="utf-8")
 
 
-def train(leaves: Sequence[Leaf], workdir: Path) -> int:
+def train(leaves: Sequence[Leaf], workdir: Path, profile: int = 0) -> int:
     """Train and evaluate every leaf, print the table, draw the heatmaps; the exit code.
+
+    `profile` steps of every training are recorded.
 
     Raises:
         SetupError: whatever the user must put right first.
@@ -96,7 +98,7 @@ def train(leaves: Sequence[Leaf], workdir: Path) -> int:
     with lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         try:
             with Preemption() as preemption:
-                return _train(leaves, workdir, tasks, mesh, preemption)
+                return _train(leaves, workdir, tasks, mesh, preemption, profile)
         except Preempted as stop:
             if jax.process_index() == 0:
                 print(f"{stop}, as SIGTERM asked; the same command goes on", file=sys.stderr)
@@ -109,13 +111,14 @@ def _train(
     tasks: Mapping[str, Task],
     mesh: jax.sharding.Mesh,
     preemption: Preemption,
+    profile: int,
 ) -> int:
     failures = _Failures()
     for leaf in leaves:
         try:
             if jax.process_index() == 0:
                 claim(leaf)
-            train_leaf(leaf, tasks[leaf.run], mesh, preemption)
+            train_leaf(leaf, tasks[leaf.run], mesh, preemption, profile)
             if preemption.asked():
                 raise Preempted(f"{leaf.label}: stopped after its last step")
             if cluster.first_says(results(leaf) is None):

@@ -30,6 +30,7 @@ def test_a_row_a_run(tmp_path: Path, capsys) -> None:
         assert row["devices"] == 8 and row["mesh"] == {"data": 8}
         assert 0 < row["step_seconds_min"] <= row["step_seconds"] and row["compile_seconds"] > 0
         assert 0 <= row["input_wait"] < 1 and 0 <= row["input_share"] < 1
+        assert row["input_cpu_seconds"] >= 0 and row["step_cpu_seconds"] >= 0
         assert row["items_per_second"] == pytest.approx(8 / row["step_seconds_with_input"])
         at_peak = row["operations"] / row["peak"]["float32"]
         assert row["mfu"] == pytest.approx(at_peak / row["step_seconds"])
@@ -96,6 +97,13 @@ def test_a_profile_skips_steps_and_ends_with_the_training(tmp_path: Path, capsys
     profile.close()  # told once
     assert capsys.readouterr().err.count("profile of 1 steps") == 1
     assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_a_training_is_recorded_as_it_runs(launch: Callable, tmp_path: Path, capsys) -> None:
+    keys = ("steps=5", "eval_every=0")
+    assert launch(tmp_path, *keys, flags=("--profile=2",)) == 0
+    assert capsys.readouterr().err.count("profile of 2 steps") == 1
+    assert len(list((tmp_path / "seed0/profile").rglob("*.xplane.pb"))) == 1
 
 
 def test_parameters_of_a_state_without_a_part_for_them() -> None:
