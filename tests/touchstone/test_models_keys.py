@@ -12,6 +12,7 @@ from touchstone_jax.models.catalogue import CATALOGUE
 # File -> network, arguments that the keys do not tell, keys that hold nothing of their own.
 LISTS = {
     "clip_unet": ("unet_clip", {}, 42),
+    "diffunet": ("diff_unet", {}, 0),
     "medformer_kits": ("medformer", {}, 0),
     "uctransnet_3d_48": ("uctransnet", {}, 21),
     "unetr_fs32": ("unetr", {}, 24),

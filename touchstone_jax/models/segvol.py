@@ -27,8 +27,9 @@ from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import check, recomputed
 from touchstone_jax.models.vit import VIT_NAMES, VIT_UNUSED, ViT
 
-NOT_ASKED = -20.0
-"""Logit of organs that a window has no prompt for."""
+NOT_ASKED = 0.0
+"""Logit of organs that a window has no prompt for, the background's: in the mean over windows it
+leaves the sign to those that have one, and without any the background, as the first, is taken."""
 
 MASK_TOKENS = 4
 """All are seen by the others; only the first makes a mask."""
