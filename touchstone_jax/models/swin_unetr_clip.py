@@ -90,7 +90,7 @@ class SwinUNETRClip(SwinUNETR):
             ValueError: sides that are no multiples of 32, or are all 32.
         """
         deepest, skips = self.down(x)
-        logits = self.head(deepest, self.levels(deepest, skips)[-1])
+        logits = self.head(deepest, self.decode(deepest, skips)[-1])
         return logits if self.deterministic else (logits,)
 
     @staticmethod

@@ -115,7 +115,7 @@ class UNetClip(UShape):
             ValueError: a side that is no multiple of `divisor`.
         """
         deepest, skips = self.down(x)
-        logits = self.head(deepest, self.levels(deepest, skips)[-1])
+        logits = self.head(deepest, self.decode(deepest, skips)[-1])
         return logits if self.deterministic else (logits,)
 
     @staticmethod

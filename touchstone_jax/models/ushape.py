@@ -102,7 +102,7 @@ class UShape(nnx.Module):
 
     def up(self, x: Array, skips: Sequence[Array]) -> Array | tuple[Array, ...]:
         """Logits from what `down` gave."""
-        made = self.levels(x, skips)
+        made = self.decode(x, skips)
         if self.deterministic:
             return made[-1] if self.headless else self.score(made[-1])
         heads, more = self.heads[: len(made)], self.heads[len(made) :]
@@ -111,7 +111,7 @@ class UShape(nnx.Module):
         logits += [head(level) for head, level in zip(heads, scored, strict=True)]
         return tuple(reversed(logits))
 
-    def levels(self, x: Array, skips: Sequence[Array]) -> list[Array]:
+    def decode(self, x: Array, skips: Sequence[Array]) -> list[Array]:
         """What the decoder stages give, the coarsest first, from what `down` gave."""
         made = []
         for up, stage, skip in zip(self.ups, self.decoder, reversed(skips), strict=True):
