@@ -203,10 +203,11 @@ def test_only_the_inputs_of_blocks_are_kept():
     assert kept(remat=True) < 0.5 * kept()
 
 
-def test_bfloat16_stays_near_float32():
-    x, made = volume("mednext_l"), []
+@pytest.mark.parametrize("name", ["mednext_l", "unetr"])
+def test_bfloat16_stays_near_float32(name):
+    x, made = volume(name), []
     for dtype in ("float32", "bfloat16"):
-        graphdef, state = nnx.split(drawn("mednext_l", dtype=dtype))
+        graphdef, state = nnx.split(drawn(name, dtype=dtype))
         program = jax.jit(lambda s, x, g=graphdef: nnx.merge(g, s)(x)).lower(state, x)
         made.append(program.compile(compiler_options=FAST)(state, x))
     exact, half = made
@@ -267,6 +268,14 @@ def test_bfloat16_stays_near_float32():
 def test_bad_arguments_are_told(name, config, said):
     with pytest.raises(ValueError, match=said):
         abstract(name, **{"num_classes": 2, **config})
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 32), (32, 32, 48)])
+def test_swin_unetr_refuses_volumes_with_a_deepest_level_of_one_voxel(shape):
+    model = drawn("swin_unetr")
+    x = jax.ShapeDtypeStruct((1, *shape, 2), jnp.float32)
+    with pytest.raises(ValueError, match="swin_unetr: volume .* a multiple of .* and larger"):
+        nnx.eval_shape(lambda m, x: m(x), model, x)
 
 
 @pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "uctransnet", "unetr", "unest"])

@@ -83,6 +83,7 @@ TINY = {
         "depths": (1, 1, 2),
         "heads": (2, 2, 2),
         "skip": 0.05,
+        "remat": True,
     },
 }
 SIDES = {
