@@ -67,7 +67,8 @@ def test_a_family_learns_moves_and_predicts(name, folder, tmp_path):
     assert step == 20
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(moved), strict=True):
         np.testing.assert_array_equal(a, b)
-    (features, head), told, _ = task.predictor(jax.device_get(moved))
+    network, told, _ = task.predictor(jax.device_get(moved))
+    features, head = network if isinstance(network, tuple) else (network, lambda logits: logits)
     x = jnp.zeros((1, *told["patch"], 1), jnp.float32)
     logits = head(features(x))
     assert logits.shape == (1, *told["patch"], 10) and bool(jnp.isfinite(logits).all())

@@ -8,6 +8,7 @@ import pytest
 
 from touchstone_jax.io import Volume, write
 from touchstone_jax.io.geometry import Geometry
+from touchstone_jax.report.attenuation import attenuation
 from touchstone_jax.report.case import report_case
 from touchstone_jax.report.components import lesions_of
 from touchstone_jax.report.diameters import diameters, published_diameters
@@ -100,6 +101,14 @@ def test_the_grid_and_what_it_does_to_volumes_and_hu(corrected, published) -> No
     ratios = [published.organ(o).volume_mm3 / corrected.organ(o).volume_mm3 for o in ORGANS]
     assert 0.002 < max(abs(ratio - 1) for ratio in ratios) < 0.05
     assert theirs.mean_hu < 99 and theirs.sd_hu > 5  # edges are mixed with the fat around
+
+
+def test_the_organ_s_own_hu_is_iso() -> None:
+    assert attenuation(100.0, 100.0, 0.0) == "iso"
+    assert attenuation(100.0, 100.0, 0.0, published=True) == "hyper"
+    for published in (False, True):
+        got = [attenuation(hu, 100.0, 8.0, published=published) for hu in (99.2, 99.3, 100.8)]
+        assert got == ["hypo", "iso", "hyper"]
 
 
 def test_the_first_segment_file_is_segment_1(corrected, published) -> None:

@@ -22,13 +22,17 @@ def mean_sd_hu(
     return (float(values.mean()), float(values.std())) if values.size else None
 
 
-def attenuation(lesion_hu: float, organ_hu: float, organ_sd_hu: float) -> str:
+def attenuation(
+    lesion_hu: float, organ_hu: float, organ_sd_hu: float, *, published: bool = False
+) -> str:
     """Iso within a tenth of the organ's standard deviation around its mean, else hypo or hyper.
+
+    "published" has no iso beside a standard deviation of 0, equal means are hyper there.
 
     All three are rounded to 0.1 HU first: the text must follow from the numbers that it prints.
     """
     lesion, organ, margin = tenth(lesion_hu), tenth(organ_hu), tenth(organ_sd_hu) / 10
-    if organ - margin < lesion < organ + margin:
+    if organ - margin < lesion < organ + margin or (lesion == organ and not published):
         return "iso"
     return "hypo" if lesion < organ else "hyper"
 

@@ -190,7 +190,7 @@ def _lesion(scan: Scan, kind: str, number: int, region: Region, stats, organ_hu)
         _points(grid, measured.across),
         start,
         stop,
-        None if organ_hu is None else attenuation(mean, *organ_hu),
+        None if organ_hu is None else attenuation(mean, *organ_hu, published=scan.published),
         cut=region.touches_border(),
     )
 
