@@ -40,7 +40,7 @@ def check(
     """
     if on is not None and peaks.sheet(on) is None:
         raise SetupError(f"--on {on!r}: legal are {', '.join(peaks.SHEETS)}")
-    _pretend(leaves[0].experiment, devices)
+    pretended = _pretend(leaves[0].experiment, devices)
     cluster.join()
     keep_compiled_programs()
     reports, seen = [], set()
@@ -48,7 +48,7 @@ def check(
         if leaf.run in seen:
             continue
         seen.add(leaf.run)
-        reports.append(examine(leaf, on=on))
+        reports.append(examine(leaf, on=on, here=not pretended))
         if jax.process_index() == 0:
             print(text(reports[-1]), flush=True)
     if workdir is not None and jax.process_index() == 0:
@@ -56,37 +56,42 @@ def check(
     return int(any(report["findings"] for report in reports))
 
 
-def _pretend(experiment: Experiment, devices: int) -> None:
-    """Let this process have as many CPU devices as are asked for, or as the card's mesh names."""
+def _pretend(experiment: Experiment, devices: int) -> bool:
+    """Let this process have as many CPU devices as are asked for, or as the card's mesh needs.
+
+    Whether it has others now than it had otherwise.
+    """
     sizes = [size for size in vars(experiment.mesh).values() if isinstance(size, int)]
-    wanted = devices or (math.prod(sizes) if min(sizes) > 0 else 0)
-    if not wanted:
-        return
+    wanted = devices or math.prod(max(size, 1) for size in sizes)
+    if wanted == 1 and not devices:
+        return False
     try:
         if devices:
             jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:  # devices are in use already: the mesh says whether they are enough
-        return
+        return False
+    return jax.default_backend() == "cpu"
 
 
 # ------------------------------------------------------------------------- one run
 
 
-def examine(leaf: Leaf, *, on: str | None = None) -> dict[str, Any]:
+def examine(leaf: Leaf, *, on: str | None = None, here: bool = True) -> dict[str, Any]:
     """Everything about one training as plain JSON values, "findings" among them.
 
-    What cannot be known because of a finding is left out.
+    What cannot be known because of a finding is left out. Devices that are not `here` are not
+    asked whether the step fits into their memory.
     """
     report: dict[str, Any] = {"run": leaf.run, "findings": []}
     try:
-        _examine(leaf, on, report)
+        _examine(leaf, on, here, report)
     except SetupError as error:
         report["findings"].append(" ".join(str(error).split()))
     return report
 
 
-def _examine(leaf: Leaf, on: str | None, report: dict[str, Any]) -> None:
+def _examine(leaf: Leaf, on: str | None, here: bool, report: dict[str, Any]) -> None:
     experiment = leaf.experiment
     check_extras(experiment.tensorboard)
     mesh = meshes.make(experiment.mesh)
@@ -111,7 +116,7 @@ def _examine(leaf: Leaf, on: str | None, report: dict[str, Any]) -> None:
     report["predicted"]["on"] = on or mesh.local_devices[0].device_kind
     report["predicted"]["training_seconds"] = report["predicted"]["step_seconds"] * experiment.steps
     needs = report["memory"]["peak"] * (jax.local_device_count() if peak.shared else 1)
-    if peak.memory is not None and needs > peak.memory:
+    if (here or on) and peak.memory is not None and needs > peak.memory:
         report["findings"].append(
             f"a step needs {_size(needs)} of memory, {report['predicted']['on']} has "
             f"{_size(peak.memory)}: a smaller config.batch_size, more devices, or fsdp"

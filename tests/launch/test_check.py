@@ -193,11 +193,12 @@ def test_a_mesh_larger_than_the_machine_is_compiled_for(spawn: Callable) -> None
 def test_a_mesh_that_the_card_names_is_pretended_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(jax.config, "update", lambda *one: asked.append(one))
-    for devices, shape in ((0, {"data": 8, "fsdp": 4}), (0, {}), (5, {})):
+    for devices, shape in ((0, {"data": 8, "fsdp": 4}), (0, {"fsdp": 2}), (0, {}), (5, {})):
         values = {"task": {"name": "a:b"}, "steps": 1, "batch_size": 1, "mesh": shape}
-        check._pretend(build(values), devices)
+        assert check._pretend(build(values), devices) == bool(devices or shape)
     assert asked == [
         ("jax_num_cpu_devices", 32),
+        ("jax_num_cpu_devices", 2),
         ("jax_platforms", "cpu"),
         ("jax_num_cpu_devices", 5),
     ]
