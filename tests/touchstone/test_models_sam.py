@@ -11,8 +11,8 @@ import optax
 import pytest
 from flax import nnx, traverse_util
 
-from tests.touchstone.test_models import FAST, drawn
-from tests.touchstone.tiny_models import TINY
+from tests.touchstone.test_models import FAST, drawn, scales_of
+from tests.touchstone.tiny_models import TINY, sides
 from tests.touchstone.toy_prepared import plan, write_set
 from touchstone_jax import tasks
 from touchstone_jax.models import convert, count, create
@@ -170,6 +170,20 @@ def test_training_asks_as_a_user_might():
 # ---------------------------------------------------------------- slices, and what is trained
 
 
+@pytest.mark.parametrize("name", ["diff_unet", "segvol", "sam_adapter"])
+def test_half_precision_makes_float32_logits_and_is_used(name):
+    """Traced only, recomputed blocks among it, in both modes."""
+    model = drawn(name, dtype="bfloat16", remat=True)
+    x = jax.ShapeDtypeStruct((1, *sides(name), 2), jnp.float32)
+    model.train()
+    graphdef, state = nnx.split(model)
+    traced = jax.make_jaxpr(lambda s, x: scales_of(nnx.merge(graphdef, s), x))(state, x)
+    model.eval()
+    made = nnx.eval_shape(lambda m, x: m(x), model, x)
+    assert [a.dtype for a in traced.out_avals] == [made.dtype] == [jnp.float32]
+    assert "bf16" in str(traced) and "remat" in str(traced)
+
+
 def test_slices_are_looked_at_one_by_one():
     model = drawn("sam_adapter")
     x = np.random.default_rng(0).normal(size=(1, 12, 10, 3, 2)).astype(np.float32)
@@ -232,8 +246,8 @@ def test_only_adapters_and_decoder_move(task):
         np.testing.assert_array_equal(old, new)
 
 
-# Of the original's TinyViT in float64, on the weights and the picture of the test: every 60th channel
-# at every 30th row and 29th column, the first 24.
+# Of the original's TinyViT in float64, on the weights and the picture of the test: every 60th
+# channel at every 30th row and 29th column, the first 24.
 TINY_VIT = """
  0.55597  0.07656 -0.28996 -0.90848 -1.27385 -0.45693  0.07522 -0.82279 -0.17284 -0.98336 -1.78078
 -1.05606 -1.78822  0.57781 -0.00651  0.00399 -0.48983 -1.10391 -1.11139 -1.25265  0.05886 -0.08036
