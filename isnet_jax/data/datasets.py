@@ -20,6 +20,8 @@ from isnet_jax.data.splits import TRAIN, VAL, Splits
 from isnet_jax.legal import call
 
 ARRAYS = ("image", "mask", "label")
+# Of "train" and "val": see `Splits`, `isnet_jax.methods.attended` and `isnet_jax.distill`.
+FURTHER = ("privileged", "attention", "teacher_value", "teacher_class", "teacher_epsilon")
 
 
 def npz_folder(*, folder: str, num_classes: int) -> Splits:
@@ -28,7 +30,9 @@ def npz_folder(*, folder: str, num_classes: int) -> Splits:
     Without another file, "val" is what the end reports.
 
     Every file holds "image" (n, h, w, c), uint8 or float in [0, 1], "mask" (n, h, w) or
-    (n, h, w, 1) in {0, 1} (1 = foreground) and "label" (n,). Nothing is unpickled.
+    (n, h, w, 1) in {0, 1} (1 = foreground) and "label" (n,). Train and val may also hold
+    "privileged" (as image), "attention" (n, h, w, 1) and a teacher's targets as
+    `isnet_jax.distill.teacher_targets` makes them. Nothing is unpickled.
 
     Args:
       folder: where the files are.
@@ -64,25 +68,35 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         # zipfile first: np.load takes any other content for a pickle, and leaves the file open.
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file if key in ARRAYS}
+            found = {key: file[key] for key in file if key in (*ARRAYS, *FURTHER)}
             names = sorted(file)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path.name}: not a readable npz file ({error})") from error
     for key in ARRAYS:
         if key not in found:
             raise ValueError(f"{path.name}: no array {key!r}; found: {names}")
+    for key in found:
         if found[key].dtype.kind not in "buif":
             dtype = found[key].dtype
             raise ValueError(f"{path.name}: array {key!r} has dtype {dtype}, expected numbers")
-    image, mask, label = (found[key] for key in ARRAYS)
-    if image.dtype == np.uint8:
-        image = image.astype(np.float32) / 255
+    image, mask, label = (found.pop(key) for key in ARRAYS)
+    for key, array in found.items():
+        if len(array) != len(label):
+            raise ValueError(f"{path.name}: {len(array)} of {key!r}, {len(label)} labels")
+    if "privileged" in found:
+        found["privileged"] = _unit(found["privileged"])
+    image = _unit(image)
     mask = mask[..., None] if mask.ndim == 3 else mask
     return {
         "image": image.astype(np.float32),
         "mask": mask.astype(np.float32),
         "label": label if label.dtype.kind not in "iu" else label.astype(np.int32),
+        **found,
     }
+
+
+def _unit(image: np.ndarray) -> np.ndarray:
+    return (image / np.float32(255) if image.dtype == np.uint8 else image).astype(np.float32)
 
 
 DATASETS: dict[str, Callable[..., Splits]] = {

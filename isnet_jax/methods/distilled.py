@@ -8,11 +8,14 @@ from typing import Any
 from flax import nnx
 
 from isnet_jax import distill
+from isnet_jax.data.splits import TRAIN
 from isnet_jax.legal import call
 from isnet_jax.methods.fit import Batches
 from isnet_jax.methods.network import Array, Network, State, maker
 from isnet_jax.methods.setting import Setting
 from isnet_jax.methods.teacher import Teacher
+
+KEPT = ("teacher_value", "teacher_class", "teacher_epsilon")
 
 
 class Distilled:
@@ -22,6 +25,10 @@ class Distilled:
         setting: data and the student's model.
         options: fields of `distill.Distillation`.
         teacher: fields of `TeacherSettings`.
+
+    A teacher's targets that are kept beside the data ("teacher_value" …, see
+    `distill.teacher_targets`) are taken instead of asking the teacher again; it must then be a
+    stored one, whose output layer is known (for outputs: none).
 
     Raises:
         ValueError: an illegal option, or student and teacher that do not go together.
@@ -33,6 +40,12 @@ class Distilled:
         known = {"distillation": distill.Distillation}
         self._method = call("method", "distillation", known, options)
         self.teacher = Teacher(setting, teacher)
+        self._kept = set(KEPT) <= set(setting.data.arrays[TRAIN])
+        if self._kept and self._method.frozen_head and self.teacher.settings.kind != "stored":
+            raise ValueError(
+                "the data hold a teacher's targets: give the teacher itself, kind='stored', for "
+                "its output layer"
+            )
         own = maker(setting.model, setting.num_classes, setting.channels, setting.compute)
         make = own
         if self._method.frozen_head:
@@ -45,7 +58,7 @@ class Distilled:
         self.network = Network(make)
         self._student = distill.side(self.network.abstract, self._method)
         self._teacher = distill.side(self.teacher.network.abstract, self._method)
-        self.columns = self.teacher.columns
+        self.columns = KEPT if self._kept else self.teacher.columns
 
     def init(self, rngs: nnx.Rngs) -> State:
         """See `isnet_jax.methods.Method`; the teacher's state is "teacher"."""
@@ -53,6 +66,8 @@ class Distilled:
 
     def prepare(self, state: State, batches: Batches) -> State:
         """Trains the teacher and gives its output layer to the student."""
+        if self._kept and not self._method.frozen_head:
+            return state
         teacher = self.teacher.prepare(state["teacher"], batches)
         params = state["params"]
         if self._method.frozen_head:
@@ -63,15 +78,17 @@ class Distilled:
         self, params: Any, state: State, batch: dict[str, Array], rng: Array, *, training: bool
     ) -> tuple[Array, tuple[dict[str, Array], State]]:
         """See `isnet_jax.methods.Method`."""
-        teacher = state["teacher"]
-        seen = {**batch, "teacher_image": self.teacher.sees(teacher, batch)}
+        teacher, seen, online = state["teacher"], batch, None
+        if not self._kept:
+            seen = {**batch, "teacher_image": self.teacher.sees(teacher, batch)}
+            online = (self._teacher, (teacher["params"], teacher["rest"]))
         terms, rest = distill.sample_terms(
             self._student,
             params,
             state["rest"],
             seen,
             self._method,
-            (self._teacher, (teacher["params"], teacher["rest"])),
+            online,
             training=training,
             rng=rng,
         )

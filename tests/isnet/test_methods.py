@@ -174,8 +174,37 @@ def test_what_teachers_see(kind):
     expected = {"masked": image * mask, "pipeline": 0 * image, "privileged": image}
     np.testing.assert_array_equal(seen, expected[kind])
     lesson = np.asarray(teacher._lesson(state, batch, jax.random.key(0)))
-    learnt = {**expected, "privileged": np.asarray(batch["privileged"])}
-    np.testing.assert_array_equal(lesson, learnt[kind])
+    learnt = np.asarray(batch["privileged"]) if kind == "privileged" else expected[kind]
+    np.testing.assert_array_equal(lesson, learnt)
+
+
+def test_a_teacher_s_targets_are_kept_beside_the_data(tmp_path):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 3)).astype(np.float32)
+    arrays = {
+        "image": rng.random((6, 8, 8, 1), np.float32),
+        "mask": np.ones((6, 8, 8)),
+        "label": np.arange(6) % 3,
+        "teacher_value": logits,
+        "teacher_class": logits.argmax(1).astype(np.int32),
+        "teacher_epsilon": np.full(6, 0.03, np.float32),
+    }
+    for name in ("train", "val"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    data = {"source": "npz_folder", "folder": str(tmp_path), "num_classes": 3}
+    task = make(data=data, method="distillation", options={"target": "output"})
+    state, batch = started(task), task.dataset("train").batch(6)[0]
+    assert task.prepare(state, None) is state  # nothing to be trained
+    found, _ = task._method.loss(state["params"], state, batch, jax.random.key(0), training=False)
+    student = np.asarray(task._method.network.predict(state, batch["image"]), np.float64)
+
+    def log_softmax(y):
+        return y - np.log(np.exp(y).sum(1, keepdims=True))
+
+    t, s = log_softmax(logits / 3), log_softmax(student / 3)
+    assert float(found) == pytest.approx(9 * (np.exp(t) * (t - s)).sum(1).mean(), rel=1e-4)
+    with pytest.raises(ValueError, match="kind='stored', for its output layer"):
+        make(data=data, method="distillation", options={"target": "lrp"})
 
 
 # ------------------------------------------------------------------ what is refused
