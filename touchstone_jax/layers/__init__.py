@@ -3,6 +3,7 @@
 from touchstone_jax.layers.blocks import (
     LOWERINGS,
     SLOPE,
+    BatchNorm,
     Conv,
     ConvNormAct,
     InstanceNorm,
@@ -17,6 +18,7 @@ from touchstone_jax.layers.blocks import (
 )
 
 __all__ = [
+    "BatchNorm",
     "Conv",
     "ConvNormAct",
     "InstanceNorm",

@@ -229,6 +229,27 @@ class InstanceNorm(nnx.Module):
         return (standardise(exact, self.epsilon) * scale + bias).astype(x.dtype)
 
 
+class BatchNorm(nnx.BatchNorm):
+    """PyTorch's batch norm: a tenth of each batch enters the running statistics.
+
+    (b, x, y, z, c) to the same shape and type; statistics in float32. It is made in evaluation
+    mode.
+
+    Args:
+        channels: c.
+        rngs: passed on; nothing is drawn.
+    """
+
+    def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
+        how = {"use_running_average": True, "momentum": 0.9, "epsilon": 1e-5}
+        super().__init__(channels, **how, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
+        """See the class."""
+        exact = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+        return super().__call__(exact).astype(x.dtype)
+
+
 class ConvNormAct(nnx.Module):
     """Convolution, norm and leaky ReLU: by default nnU-Net's unit. Arguments as for `Conv`.
 

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.layers import ConvNormAct, Triple, standardise
+from touchstone_jax.layers import BatchNorm, ConvNormAct, Triple, standardise
 from touchstone_jax.layers.attention import LayerNorm, Mlp, dense
 from touchstone_jax.layers.dropout import Dropout
 from touchstone_jax.layers.resize import nearest
 from touchstone_jax.layers.windows import PatchConv
-from touchstone_jax.models.hybrid import batch_norm
 
 EPSILON = 1e-6
 """Of the layer norms."""
@@ -115,7 +114,7 @@ class Reconstruction(nnx.Module):
 
     def __init__(self, channels: int, grid: Triple, size: int, how: dict[str, Any]) -> None:
         self.grid, self.size = grid, size
-        norm = batch_norm(channels, how["rngs"])
+        norm = BatchNorm(channels, how["rngs"])
         self.unit = ConvNormAct(channels, channels, 1, norm=norm, slope=0.0, **how)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b x y z c"]:

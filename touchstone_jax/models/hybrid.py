@@ -10,17 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.layers import SLOPE, Conv, Triple
+from touchstone_jax.layers import SLOPE, BatchNorm, Conv, Triple
 from touchstone_jax.layers.deformable import DeformableConv
 from touchstone_jax.layers.depthwise import DepthwiseConv
 from touchstone_jax.layers.dropout import Dropout
 
 DROPOUT = 0.1
-
-
-def batch_norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """PyTorch's: a tenth of each batch enters the running statistics; made in evaluation mode."""
-    return nnx.BatchNorm(channels, use_running_average=True, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
 class ResidualBlock(nnx.Module):
@@ -34,17 +29,17 @@ class ResidualBlock(nnx.Module):
         thin, rngs = {**how, "bias": False}, how["rngs"]
         self.conv1 = Conv(inputs, outputs, kernel, **thin)
         self.conv2 = Conv(outputs, outputs, kernel, **thin)
-        self.norm1, self.norm2 = batch_norm(outputs, rngs), batch_norm(outputs, rngs)
+        self.norm1, self.norm2 = BatchNorm(outputs, rngs), BatchNorm(outputs, rngs)
         widens = inputs != outputs
         self.conv3 = Conv(inputs, outputs, 1, **thin) if widens else None
-        self.norm3 = batch_norm(outputs, rngs) if widens else None
+        self.norm3 = BatchNorm(outputs, rngs) if widens else None
 
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b x y z o"]:
         """See the class."""
         made = jax.nn.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
         made = self.norm2(self.conv2(made))
         shortcut = x if self.conv3 is None else self.norm3(self.conv3(x))
-        return jax.nn.leaky_relu(made + shortcut, SLOPE)
+        return jax.nn.leaky_relu(made + shortcut.astype(made.dtype), SLOPE)
 
 
 class LargeKernelAttention(nnx.Module):
@@ -151,7 +146,7 @@ class Hybrid(nnx.Module):
     ) -> None:
         rngs, tokens = how["rngs"], math.prod(shape)
         self.norm = nnx.LayerNorm(channels, epsilon=1e-5, rngs=rngs)
-        self.bnorm = batch_norm(channels, rngs)
+        self.bnorm = BatchNorm(channels, rngs)
         self.gamma = nnx.Param(jnp.ones((channels, 1, 1, 1)))
         self.delta = nnx.Param(jnp.ones((channels, 1, 1, 1)))
         self.pos_embed = nnx.Param(jnp.full((1, tokens, channels), 1e-6))
@@ -167,6 +162,6 @@ class Hybrid(nnx.Module):
         seen = self.attn(self.norm(tokens + self.pos_embed[...])).reshape(x.shape)
         gamma, delta = (p[...].reshape(1, 1, 1, 1, -1) for p in (self.gamma, self.delta))
         mixed = delta * self.lka(x).astype(jnp.float32) + gamma * seen
-        x = self.bnorm(x.astype(jnp.float32) * (1 + mixed))
-        made = self.conv1(self.dropout(self.conv3(x)))
-        return x + made.astype(x.dtype)
+        normed = self.bnorm(x.astype(jnp.float32) * (1 + mixed))
+        made = self.conv1(self.dropout(self.conv3(normed)))
+        return (normed + made.astype(jnp.float32)).astype(x.dtype)

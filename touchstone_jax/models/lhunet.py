@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.layers import Conv, Triple, triple
+from touchstone_jax.layers import BatchNorm, Conv, Triple, triple
 from touchstone_jax.layers.resize import block_maxima
 from touchstone_jax.layers.transposed import TransposedConv
-from touchstone_jax.models.hybrid import Hybrid, ResidualBlock, batch_norm
+from touchstone_jax.models.hybrid import Hybrid, ResidualBlock
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import UShape, check, per_stage
 
@@ -22,7 +22,7 @@ class Stem(nnx.Module):
 
     def __init__(self, inputs: int, width: int, how: dict[str, Any]) -> None:
         self.conv, self.prelu = Conv(inputs, width, 1, **how), PReLU()
-        self.norm = batch_norm(width, how["rngs"])
+        self.norm = BatchNorm(width, how["rngs"])
 
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b x y z c"]:
         """See the class."""

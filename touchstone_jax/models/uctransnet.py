@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.layers import Conv, ConvNormAct, triple
+from touchstone_jax.layers import BatchNorm, Conv, ConvNormAct, triple
 from touchstone_jax.layers.resize import Maxima, nearest
 from touchstone_jax.models.channel_transformer import ChannelTransformer
-from touchstone_jax.models.hybrid import batch_norm
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import UShape, check
 
@@ -167,5 +166,5 @@ class UCTransNet(UShape):
 
 
 def _unit(inputs: int, outputs: int, how: dict[str, Any]) -> ConvNormAct:
-    norm = batch_norm(outputs, how["rngs"])
+    norm = BatchNorm(outputs, how["rngs"])
     return ConvNormAct(inputs, outputs, norm=norm, slope=0.0, **how)
