@@ -217,36 +217,11 @@ def test_bfloat16_stays_near_float32(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["unet_clip", "medformer", "uctransnet", pytest.param("lhunet", marks=pytest.mark.slow)],
-)
-def test_half_precision_and_recomputed_blocks_give_float32_logits(name):
-    """Of the whole step in training mode; only traced, with strict promotion of types."""
-    config = {**TINY[name], "dtype": "bfloat16", "remat": True}
-    model = abstract(name, num_classes=3, in_channels=2, **config)
-    graphdef, state = nnx.split(model)
-    model = nnx.merge(graphdef, nnx.to_pure_dict(state))
-    model.train()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def loss(params, rest, x):
-        copy = nnx.merge(graphdef, params, rest)
-        logits = copy(x)
-        assert {scale.dtype for scale in logits} == {jnp.dtype("float32")}
-        after = nnx.to_pure_dict(nnx.state(copy, nnx.Not(nnx.Param)))
-        return sum(jnp.square(scale).mean() for scale in logits), after
-
-    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-    x = jax.ShapeDtypeStruct((2, *sides(name), 2), jnp.float32)
-    (_, after), gradients = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, rest, x)
-    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), params, gradients)
-    assert all(jax.tree.leaves(same))
-    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), rest, after)
-    assert all(jax.tree.leaves(same))
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["unet_clip", "medformer", "uctransnet", pytest.param("lhunet", marks=pytest.mark.slow)],
+    [
+        *("unet_clip", "medformer", "uctransnet"),
+        *("unetr", "swin_unetr", "swin_unetr_clip", "unest"),
+        pytest.param("lhunet", marks=pytest.mark.slow),
+    ],
 )
 def test_half_precision_and_recomputed_blocks_give_float32_logits(name):
     """Of the whole step in training mode; only traced, with strict promotion of types."""
