@@ -144,7 +144,7 @@ def _data(task: Task, stream: Stream, findings: list[str]) -> dict[str, Any]:
                     f"{split}: {bad} of {array.size} values in {name} of {where} are not finite"
                 )
             if split == "train":
-                found["batch"][name] = _array(array)
+                found["batch"][name] = _array(array) | {"shape": list(arrays[name].shape)}
     return found
 
 
