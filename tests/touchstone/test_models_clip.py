@@ -1,5 +1,6 @@
 """The CLIP-driven head: vectors of names, what they change, and predictions."""
 
+import hashlib
 import re
 
 import jax
@@ -33,8 +34,18 @@ def test_stand_ins_are_near_where_names_are():
     np.testing.assert_allclose([a @ a, b @ b], 100, rtol=1e-5)
     assert a @ c < a @ b < 95
     np.testing.assert_array_equal(text.stand_in(("liver",)), text.stand_in(("liver", "aorta"))[:1])
-    # Of a run of three letters by hand: bits of SHAKE-256.
     assert text.stand_in(()).shape == (0, 512)
+
+
+def test_a_stand_in_is_the_sum_over_runs_of_letters():
+    prompt, total = " a computerized tomography of a gall bladder ", [0] * 512
+    for start in range(len(prompt) - 2):
+        digest = hashlib.shake_256(prompt[start : start + 3].encode()).digest(64)
+        for i, bit in enumerate(f"{int.from_bytes(digest, 'big'):0512b}"):
+            total[i] += 1 if bit == "1" else -1
+    length = sum(t * t for t in total) ** 0.5
+    expected = [10 * t / length for t in total]
+    np.testing.assert_allclose(text.stand_in(("gall_bladder",))[0], expected, rtol=1e-6)
 
 
 def test_vectors_of_ones_own(tmp_path):
@@ -111,6 +122,11 @@ def test_a_vector_changes_the_mask_of_its_organ_alone(run):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1))
     before = run(None, x)
     assert before.shape == (2, 8, 8, 8, 4) and not before[..., 0].any()
+    # The largest logit is the likeliest organ's, or the background's where none reaches a half.
+    share = 1 / (1 + np.exp(-before[..., 1:]))
+    labels = np.where(share.max(-1) > 0.5, 1 + share.argmax(-1), 0)
+    np.testing.assert_array_equal(before.argmax(-1), labels)
+    assert len(np.unique(labels)) > 1
     vectors = text.read_embeddings(None, 3)
     vectors[1] = text.stand_in(("a quite different thing",))[0]
     after = run(vectors, x)
