@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for named, code in fenced if named == language]
 
 
-def languages(page: Path) -> set[str]:
-    return set(re.findall(r"^```(\w+)$", read(page), re.MULTILINE))
-
-
-def commands(page: Path) -> list[str]:
+def commands(page: Path, languages: Sequence[str] = ("console",)) -> list[str]:
     """The commands of the console blocks: a line each, or several joined by && or a backslash."""
-    joined = [block.replace("\\\n", " ") for block in blocks(page, "console")]
+    shown = [block for language in languages for block in blocks(page, language)]
+    joined = [block.replace("\\\n", " ") for block in shown]
     lines = [line for block in joined for line in block.splitlines() if line.strip()]
     return [part.strip() for line in lines for part in line.split("&&")]
 
 
-def launches(page: Path) -> list[list[str]]:
+def launches(page: Path, languages: Sequence[str] = ("console",)) -> list[list[str]]:
     """What stands behind `python -m launch`, as a list of arguments."""
-    found = [c for c in commands(page) if c.startswith("python -m launch")]
-    return [shlex.split(command)[3:] for command in found]
+    found = [c for c in commands(page, languages) if c.startswith("python -m launch ")]
+    return [shlex.split(command, comments=True)[3:] for command in found]
 
 
 def execute(page: Path, folder: Path) -> dict[str, Any]:
@@ -75,7 +73,7 @@ def broken_links(page: Path) -> list[str]:
 def links(page: Path) -> list[str]:
     """The relative links outside of code."""
     prose = re.sub(r"^```.*?^```$", "", read(page), flags=re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"`[^`\n]*`", "", prose)
+    prose = re.sub(r"``.*?``|`[^`\n]*`", "", prose)
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
 
 
