@@ -50,6 +50,7 @@ class Predict:
         mirror: axes (of 0, 1, 2) to mirror along, predictions averaged; only those that training
             mirrored along.
         batch: windows a call.
+        space: devices of this process over which each window is split along x.
         accumulator_mib: see `touchstone_jax.infer.SlidingWindow`.
         resampling: "linear", the class with the largest interpolated share at each voxel of the
             CT, or "nearest", which is faster and leaves the steps of the plan's spacing.
@@ -75,6 +76,7 @@ class Predict:
         overlap: float = 0.5,
         mirror: Sequence[int] = (),
         batch: int = 1,
+        space: int = 1,
         accumulator_mib: float = 1024,
         resampling: str = "linear",
         clean: Mapping[str, Mapping[str, Any]] | None = None,
@@ -93,6 +95,7 @@ class Predict:
             "overlap": overlap,
             "mirror": tuple(mirror),
             "batch": batch,
+            "space": space,
             "accumulator_mib": accumulator_mib,
         }
         self._window = None if window is None else tuple(window)

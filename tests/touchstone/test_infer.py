@@ -113,6 +113,16 @@ def test_summing_features_before_the_head_is_the_same(plain: SlidingWindow) -> N
     assert made.num_classes == CLASSES
 
 
+def test_windows_split_over_devices_are_the_same(plain: SlidingWindow) -> None:
+    split = SlidingWindow(_logits(), WINDOW, batch=3, cross_section=(16, 14), mirror=(0,), space=4)
+    whole = SlidingWindow(_logits(), WINDOW, batch=3, cross_section=(16, 14), mirror=(0,))
+    image = _image(19, 13, 21)
+    np.testing.assert_allclose(split.logits(image), whole.logits(image), rtol=1e-5, atol=1e-5)
+    _equal_but_for_ties(split.labels(image), whole.logits(image))
+    text = split.programs.compiled_add.as_text()
+    assert "collective-permute" in text and "f32[3,2,6,10,1]" in text  # borders of parts of two
+
+
 def test_of_equal_logits_the_lowest_class_wins() -> None:
     flat = SlidingWindow(lambda x: jnp.zeros((*x.shape[:4], 3)), WINDOW, cross_section=(8, 6))
     assert not flat.labels(_image(8, 6, 12)).any()
@@ -244,6 +254,8 @@ def test_bad_images(plain: SlidingWindow, image: np.ndarray, told: str) -> None:
         ({"mirror": (0, 3)}, r"mirror=\(0, 3\)"),
         ({"mirror": (1, 1)}, r"mirror=\(1, 1\)"),
         ({"batch": 0}, "batch=0"),
+        ({"space": 0}, "space=0"),
+        ({"space": 3}, "space=3; expected at most the 8 devices"),
         ({"accumulator_mib": 0}, "accumulator_mib=0"),
         ({"cross_section": (4,)}, r"cross_section=\(4,\)"),
         (

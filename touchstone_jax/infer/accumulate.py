@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float32, UInt8
 
 State = tuple[Float32[Array, "x y w c"], Bool[Array, ""]]
@@ -36,7 +37,7 @@ def hoisted(
     function: Callable[..., Array],
     shape: Sequence[int],
     name: str,
-    device: jax.Device,
+    place: Sharding,
     told: Any = None,
 ) -> Hoisted:
     """Take the arrays out of a function: as constants they would be part of the program.
@@ -45,7 +46,7 @@ def hoisted(
         function: float32 ``shape`` to the same shape but for its last axis.
         shape: of the input.
         name: for messages.
-        device: where the arrays go.
+        place: where the arrays go.
         told: arrays like those of its second argument; None for a function of one.
 
     Raises:
@@ -64,7 +65,7 @@ def hoisted(
     def call(arrays: Any, x: Array, told: Any = None) -> Array:
         return jax.core.eval_jaxpr(closed.jaxpr, arrays, x, *jax.tree.leaves(told))[0]
 
-    return Hoisted(call, jax.device_put(closed.consts, device), got[-1])
+    return Hoisted(call, jax.device_put(closed.consts, place), got[-1])
 
 
 class Programs:
@@ -84,7 +85,8 @@ class Programs:
         shape: Sequence[int],
         weights: Sequence[Float32[np.ndarray, " w"]],
         mirror: Sequence[int],
-        device: jax.Device,
+        place: Sharding,
+        split: Sharding,
         told: Any = None,
     ) -> None:
         """Nothing is compiled yet.
@@ -96,12 +98,14 @@ class Programs:
             shape: of the network's input.
             weights: of a window along each axis.
             mirror: axes along which windows may come mirrored.
-            device: where all is done.
+            place: of all arrays but the windows, whole on each device.
+            split: of the windows (batch, x, y, z, 1).
             told: arrays like those that the network is told of the windows of a batch.
         """
         self.tile, self.batch = tuple(tile), shape[0]
         self._network, self._head, self._shape = network, head, tuple(shape)
-        self._weights, self._mirror, self._device = weights, tuple(mirror), device
+        self._weights, self._mirror = weights, tuple(mirror)
+        self._place, self._split = place, split
         self._told = jax.tree.map(lambda a: self._like(a.shape, a.dtype), told)
 
     # ------------------------------------------------------------------ what is called
@@ -173,17 +177,17 @@ class Programs:
     @cached_property
     def compiled_start(self) -> jax.stages.Compiled:
         """The program of `start`."""
-        place = jax.sharding.SingleDeviceSharding(self._device)
         zeros = jax.jit(lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._state),
-                        out_shardings=(place, place))  # fmt: skip
+                        out_shardings=self._place)  # fmt: skip
         return zeros.lower().compile()
 
     @cached_property
     def compiled_add(self) -> jax.stages.Compiled:
         """The program of `add`; the network is in it."""
         n, like = self.batch, self._like
-        inputs = (like(self._shape), like((n, 3), bool), like((n, 2), np.int32), like((n,), bool))
-        lowered = jax.jit(self._add, donate_argnums=0).lower(
+        windows = jax.ShapeDtypeStruct(self._shape, np.float32, sharding=self._split)
+        inputs = (windows, like((n, 3), bool), like((n, 2), np.int32), like((n,), bool))
+        lowered = jax.jit(self._add, donate_argnums=0, out_shardings=self._place).lower(
             self._state, self._network.arrays, *inputs, like((), np.int32), self._told
         )
         return lowered.compile()
@@ -192,7 +196,8 @@ class Programs:
     def compiled_clear(self) -> jax.stages.Compiled:
         """The program of `clear`."""
         index = self._like((), np.int32)
-        return jax.jit(_clear, donate_argnums=0).lower(self._state, index, index).compile()
+        clear = jax.jit(_clear, donate_argnums=0, out_shardings=self._place)
+        return clear.lower(self._state, index, index).compile()
 
     @cached_property
     def compiled_labels(self) -> jax.stages.Compiled:
@@ -209,7 +214,7 @@ class Programs:
         arrays = [] if self._head is None else self._head.arrays
         norms = [like((self.tile[0],)), like((self.tile[1],)), like(())]
         # Nothing is written to the accumulator here: then XLA makes no copy of it.
-        lowered = jax.jit(partial(self._finish, reduce)).lower(
+        lowered = jax.jit(partial(self._finish, reduce), out_shardings=self._place).lower(
             self._state[0], arrays, like((), np.int32), *norms
         )
         return lowered.compile()
@@ -220,8 +225,7 @@ class Programs:
         return self._like(shape), self._like((), bool)
 
     def _like(self, shape: Sequence[int], dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-        place = jax.sharding.SingleDeviceSharding(self._device)
-        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=place)
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=self._place)
 
     # ------------------------------------------------------------------ traced
 

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, Float32, Float64, UInt8
 
 from touchstone_jax.infer.accumulate import Programs, State, hoisted
@@ -69,8 +70,9 @@ class SlidingWindow:
         accumulator_mib: float = 1024,
         pad_value: float = 0.0,
         told: Told | None = None,
+        space: int = 1,
     ) -> None:
-        """Trace the network; it will run on the first device of this process.
+        """Trace the network; it will run on the first devices of this process.
 
         Args:
             network: float32 (batch, *window, 1) to logits, or to the features that ``head`` takes;
@@ -87,6 +89,9 @@ class SlidingWindow:
             pad_value: what surrounds a volume smaller than the window.
             told: arrays like those that the network takes as a second argument, (batch, …), and
                 that come with each volume, such as prompts; None for a network of one.
+            space: devices of this process over which each window is split along x, so that one
+                that is too large for a device fits; they exchange borders, and the accumulator is
+                on each.
 
         Raises:
             ValueError: an illegal argument, more than 256 classes, a network whose result has
@@ -100,6 +105,7 @@ class SlidingWindow:
             batch=batch,
             accumulator_mib=accumulator_mib,
             cross_section=cross_section,
+            space=space,
         )
         self._overlap, self._pad_value = overlap, pad_value
         self._flips = [
@@ -107,14 +113,14 @@ class SlidingWindow:
             for n in range(len(mirror) + 1)
             for chosen in itertools.combinations(sorted(mirror), n)
         ]
-        device = jax.local_devices()[0]
+        place, split = _places(space, self.window)
         shape = (batch, *self.window, 1)
         said = None if told is None else _stacked([told((0, 0, 0), (False,) * 3)] * batch)
-        net = hoisted(network, shape, "network", device, said)
+        net = hoisted(network, shape, "network", place, said)
         cross = cross_section or [4 * w for w in self.window[:2]]
         room = int(accumulator_mib * 2**20)
         self.tile = tile_size(cross, self.window, net.channels, room)
-        top = head and hoisted(head, (1, *self.tile, 1, net.channels), "head", device)
+        top = head and hoisted(head, (1, *self.tile, 1, net.channels), "head", place)
         if top is not None:
             _check_linear(head, net.channels)
         self.num_classes = (top or net).channels
@@ -127,7 +133,8 @@ class SlidingWindow:
             shape=shape,
             weights=[gaussian(w) for w in self.window],
             mirror=mirror,
-            device=device,
+            place=place,
+            split=split,
             told=said,
         )
 
@@ -297,6 +304,7 @@ def check_options(
     batch: int,
     accumulator_mib: float,
     cross_section: Sequence[int] | None = None,
+    space: int = 1,
 ) -> None:
     """Refuse arguments of `SlidingWindow` that cannot be.
 
@@ -309,12 +317,28 @@ def check_options(
         ("mirror", tuple(mirror), set(mirror) <= {0, 1, 2} and len(set(mirror)) == len(mirror),
          "axes of 0, 1 and 2, each once"),
         ("batch", batch, batch >= 1, "at least 1"),
+        ("space", space, space >= 1, "at least 1"),
         ("accumulator_mib", accumulator_mib, accumulator_mib > 0, "more than 0"),
         ("cross_section", cross_section, cross_section is None
          or (len(cross_section) == 2 and min(cross_section) > 0), "two sizes above 0"),
     ):  # fmt: skip
         if not legal:
             raise ValueError(f"{name}={value!r}; expected {expected}")
+
+
+def _places(space: int, window: Sequence[int]) -> tuple[Sharding, Sharding]:
+    """Where arrays are whole, and how windows (batch, x, y, z, 1) are split along x."""
+    devices = jax.local_devices()
+    if space > len(devices) or window[0] % space:
+        raise ValueError(
+            f"space={space}; expected at most the {len(devices)} devices of this process, and a "
+            f"divisor of the window's {window[0]} voxels along x"
+        )
+    if space == 1:
+        one = SingleDeviceSharding(devices[0])
+        return one, one
+    mesh = jax.make_mesh((space,), ("space",), axis_types=(AxisType.Auto,), devices=devices[:space])
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "space"))
 
 
 def _check_linear(head: Callable[[Array], Array], channels: int) -> None:
