@@ -7,7 +7,8 @@ Weights   of the original: python -m launch convert --config … --workdir … -
           authors' code is two-dimensional; layers and names are theirs with one dimension more
 Memory    attention among channels, 720 x 720 scores a head and layer whatever the patch: 8 MB a
           layer and sample in float32, twice that where gradients keep scores and softmax, 66 MB in
-          all. Scores are normed as a whole before the softmax, so no flash kernel takes them
+          all. Scores are normed as a whole before the softmax, so no flash kernel takes them. All
+          blocks together keep 6.2 GiB a sample for their gradients, 2.2 with remat
 Note      of one patch only: that of the model and that of the task are one
 Differs   published for two-dimensional images: Dice and binary cross-entropy of one class
 Size      that of the benchmark's table; not yet trained here, so no expected score
