@@ -136,7 +136,8 @@ def _bench(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
     from launch import bench
 
     where, steps = Path(options.workdir) if options.workdir else None, options.count or bench.STEPS
-    return bench.bench(leaves, where, steps=steps, profile=options.profile or 0)
+    profile = options.profile or 0
+    return bench.bench(leaves, options.config, where, steps=steps, profile=profile)
 
 
 def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:

@@ -203,8 +203,12 @@ def _record(run: _Steps, batch: Batch, folder: Path, steps: int) -> None:
                 run(batch)
 
 
-def bench(leaves: Sequence[Leaf], workdir: Path | None, *, steps: int, profile: int) -> int:
+def bench(
+    leaves: Sequence[Leaf], card: str, workdir: Path | None, *, steps: int, profile: int
+) -> int:
     """Print a JSON row for every run's first seed, and add it to workdir/bench.jsonl; exit code 0.
+
+    `card` is how the rows name the card; see `measure` for the rest.
 
     Raises:
         SetupError: whatever the user must put right first.
@@ -217,7 +221,8 @@ def bench(leaves: Sequence[Leaf], workdir: Path | None, *, steps: int, profile: 
         seen.add(leaf.run)
         mesh = meshes.make(leaf.experiment.mesh)
         task = make_task(leaf.experiment)
-        row = json.dumps(measure(leaf, task, mesh, steps=steps, profile=profile))
+        found = measure(leaf, task, mesh, steps=steps, profile=profile)
+        row = json.dumps({"card": card, **found})
         if jax.process_index() == 0:
             print(row, flush=True)
             if workdir is not None:

@@ -24,6 +24,7 @@ def benched(workdir: Path, *flags: str, card: str = CARD) -> list[dict]:
 def test_a_row_a_run(tmp_path: Path, capsys) -> None:
     rows = benched(tmp_path, "--config.steps=3", card=CARD + ":runs")
     assert [row["run"] for row in rows] == ["plain", "noisy"]
+    assert {row["card"] for row in rows} == {CARD + ":runs"}
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
     for row in rows:
         assert row["recompiles"] == 0 and row["steps_timed"] == 6  # two in each of three turns
