@@ -13,7 +13,7 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Of PNGs that the pages show.
 PNG = b"\x89PNG"
-_COMMAND = r"""(?:[^'"&]|'[^']*'|"[^"]*"|&(?!&))+"""  # up to a && that no quotes enclose
+_QUOTED_OR_AND = r"""('[^']*'|"[^"]*")|&&"""
 
 
 def read(page: Path) -> str:
@@ -31,7 +31,8 @@ def commands(page: Path, languages: Sequence[str] = ("console",)) -> list[str]:
     shown = [block for language in languages for block in blocks(page, language)]
     joined = [block.replace("\\\n", " ") for block in shown]
     lines = [line for block in joined for line in block.splitlines() if line.strip()]
-    return [part.strip() for line in lines for part in re.findall(_COMMAND, line)]
+    apart = [re.sub(_QUOTED_OR_AND, lambda m: m[1] or "\n", line) for line in lines]
+    return [part.strip() for line in apart for part in line.split("\n")]
 
 
 def launches(page: Path, languages: Sequence[str] = ("console",)) -> list[list[str]]:

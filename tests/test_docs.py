@@ -15,6 +15,7 @@ from tests.pages import (
     ROOT,
     blocks,
     broken_links,
+    commands,
     execute,
     launches,
     links,
@@ -108,6 +109,17 @@ def test_every_command_fits_its_card(page, folder, only_parsed, capsys):
     for argv in named_cards:
         assert program.main(argv) == 0, f"{page.name}: {argv}: {capsys.readouterr().err}"
     assert len(only_parsed) == len(named_cards)
+
+
+def test_lines_are_taken_apart_as_a_shell_does(folder):
+    page = folder / "page.md"
+    page.write_text(
+        "```console\npip install x && python -m launch list\n"
+        "ssh host 'cd x && python -m launch train'\npython -m launch list \\\n  --models  # all\n```\n",
+        encoding="utf-8",
+    )
+    assert launches(page) == [["list"], ["list", "--models"]]
+    assert len(commands(page)) == 4
 
 
 def without_hosts(argv):
