@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -14,6 +15,7 @@ from tests.touchstone.toy_prepared import write_set
 from touchstone_jax import tasks
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.models import create, text
+from touchstone_jax.models.weights import into_state
 
 NINE = scheme("abdomenatlas_1.0").classes
 
@@ -146,14 +148,29 @@ def test_a_prediction_does_not_depend_on_its_neighbours(run):
     np.testing.assert_allclose(run(None, x)[0], both[0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_task_names_its_organs_and_sums_logits(tmp_path):
-    task = tasks.Segmenter(
-        optimizer=None,
-        data=str(write_set(tmp_path / "prepared", 1)),
-        model={"name": "unet_clip", **TINY["unet_clip"]},
+def task_of(folder, **model):
+    return tasks.Segmenter(
+        optimizer=optax.sgd(0.1),
+        data=str(write_set(folder, 1)),
+        model={"name": "unet_clip", **model},
         patch=8,
         validation=("case_0",),
     )
+
+
+def test_an_originals_weights_bring_its_vectors(tmp_path, golden):
+    model = {"widths": (8, 16, 32, 64), "groups": (8, 4)}
+    state = jax.eval_shape(task_of(tmp_path, **model).init, jax.random.key(0))
+    file = golden / "arch" / "clip_universal_unet.npz"
+    made, said = into_state(state, {"name": "unet_clip", **model}, file, "sd/")
+    with np.load(file, allow_pickle=False) as arrays:
+        stored = arrays["sd/organ_embedding"]
+    np.testing.assert_array_equal(made["rest"]["head"]["organ_embedding"], stored)
+    assert "75 arrays of" in said and "42 that hold nothing" in said
+
+
+def test_the_task_names_its_organs_and_sums_logits(tmp_path):
+    task = task_of(tmp_path, **TINY["unet_clip"])
     network = task._create(nnx.Rngs(0))
     np.testing.assert_array_equal(
         network.head.organ_embedding[...], text.read_embeddings(None, 9, NINE)
