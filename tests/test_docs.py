@@ -115,7 +115,8 @@ def test_lines_are_taken_apart_as_a_shell_does(folder):
     page = folder / "page.md"
     page.write_text(
         "```console\npip install x && python -m launch list\n"
-        "ssh host 'cd x && python -m launch train'\npython -m launch list \\\n  --models  # all\n```\n",
+        "ssh host 'cd x && python -m launch train'\n"
+        "python -m launch list \\\n  --models  # all\n```\n",
         encoding="utf-8",
     )
     assert launches(page) == [["list"], ["list", "--models"]]
