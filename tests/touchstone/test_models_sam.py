@@ -18,6 +18,7 @@ from touchstone_jax import tasks
 from touchstone_jax.models import convert, count, create
 from touchstone_jax.models.prompted import KINDS, drawn_prompts
 from touchstone_jax.models.segvol import NOT_ASKED
+from touchstone_jax.models.weights import into_state
 
 NARROW = {"width": 48, "layers": 3, "heads": 4, "hidden": 96}
 DECODER = {"decoder_heads": 4, "decoder_hidden": 64, "aligned": False}
@@ -53,6 +54,21 @@ def test_segvols_mask_for_a_box_and_a_name_is_the_references(golden):
     expected = stored["logits"][0, 0].transpose(2, 1, 0)
     assert np.abs(made[0, ..., 1] - expected).max() <= 1e-5 * np.abs(expected).max()
     np.testing.assert_array_equal(model.text[...], stored["in/text_embedding"])
+
+
+def test_an_originals_weights_leave_the_names_vectors(golden):
+    vectors = np.random.default_rng(0).normal(size=(3, 48)).astype(np.float32)
+    config = {"patch": (32, 32, 8), "embeddings": vectors, **NARROW, **DECODER}
+    fresh = nnx.eval_shape(lambda: create("segvol", num_classes=4, rngs=nnx.Rngs(0), **config))
+    params, rest = (nnx.to_pure_dict(part) for part in nnx.split(fresh, nnx.Param, ...)[1:])
+    state = {"params": params, "rest": {**rest, "text": jnp.asarray(2 * vectors)}}
+    file = golden / "arch" / "segvol.npz"
+    made, said = into_state(state, {"name": "segvol", **config}, file, "sd/")
+    np.testing.assert_array_equal(made["rest"]["text"], 2 * vectors)
+    with np.load(file, allow_pickle=False) as arrays:
+        stored = arrays["sd/mask_decoder.mask_tokens.weight"]
+    np.testing.assert_array_equal(made["params"]["mask_decoder"]["mask_tokens"]["weight"], stored)
+    assert "arrays of" in said and "hold nothing of their own" in said
 
 
 def test_sam_adapters_masks_are_the_references(golden):

@@ -282,6 +282,11 @@ class SegVol(nnx.Module):
         del arrays
         return {}
 
+    @staticmethod
+    def told_by_state(state: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of classes, from a training's state."""
+        return {"num_classes": state["rest"]["text"].shape[0] + 1}
+
     def torch_name(self, path: str) -> str:
         """Name in SegVol's state dict of the module at our slash ``path``."""
         names = (

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from touchstone_jax.models.convert import fit, from_torch, read_arrays
+from touchstone_jax.models.create import MODELS
 
 State = dict[str, Any]
 
@@ -20,7 +21,8 @@ def into_state(
 ) -> tuple[State, str]:
     """(the state with the weights of a file, what was read in a line).
 
-    Optimizer and step stay as they are; a running mean of the parameters starts at the weights.
+    Optimizer and step stay as they are, and so does what the original does not store, such as
+    vectors of organs' names; a running mean of the parameters starts at the weights.
 
     Args:
         state: "params" and "rest" as nested dicts of arrays, perhaps "ema"; it may be abstract.
@@ -33,7 +35,9 @@ def into_state(
         ValueError: no such network, weights that do not fit it, or a state of another network.
         FileNotFoundError: no such file.
     """
-    arguments = {key: value for key, value in model.items() if key != "name"}
+    family = MODELS.get(model["name"])
+    told = family.told_by_state(state) if hasattr(family, "told_by_state") else {}
+    arguments = {**told, **{key: value for key, value in model.items() if key != "name"}}
     arrays = read_arrays(path, prefix)
     network = from_torch(model["name"], arrays, **arguments)
     found = fit(model["name"], arrays, **arguments)
@@ -41,12 +45,22 @@ def into_state(
     made = {"params": nnx.to_pure_dict(params), "rest": nnx.to_pure_dict(rest)}
     for part, values in made.items():
         _same_shapes(Path(path), state.get(part), values)
+    made["rest"] = _with_own(network, made["rest"], state["rest"])
     if "ema" in state:
         made["ema"] = {**state["ema"], "params": jax.tree.map(jnp.copy, made["params"])}
     said = f"{len(found.places)} arrays of {path} read"
     if found.ignored:
         said += f", {len(found.ignored)} that hold nothing of their own left out"
     return {**state, **made}, said
+
+
+def _with_own(network: nnx.Module, made: State, before: State) -> State:
+    """``made`` with the variables that the original does not store as they were."""
+    kinds = getattr(network, "torch_absent", ())
+    values, old = (traverse_util.flatten_dict(tree) for tree in (made, before))
+    for path, _ in nnx.to_flat_state(nnx.state(network, nnx.Any(*kinds))) if kinds else ():
+        values[path] = old[path]
+    return traverse_util.unflatten_dict(values)
 
 
 def _same_shapes(path: Path, ours: Any, theirs: Any) -> None:
