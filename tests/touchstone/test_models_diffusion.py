@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from tests.touchstone.test_models import FAST, drawn
 from tests.touchstone.tiny_models import TINY
+from tests.touchstone.toy_prepared import write_set
+from touchstone_jax import tasks
 from touchstone_jax.losses import IGNORE
 from touchstone_jax.models import convert
 from touchstone_jax.models.diffusion import ddim, fused, kept_share, noised, respaced
@@ -138,9 +141,28 @@ def test_loss_is_that_of_the_logits_and_the_squared_error(images):
     assert float(jnp.abs(again - other).max()) > 1e-3
 
 
+def test_the_task_trains_by_the_networks_own_loss(tmp_path):
+    task = tasks.Segmenter(
+        optimizer=optax.sgd(0.1),
+        data=str(write_set(tmp_path, 1)),
+        model={"name": "diff_unet", **TINY["diff_unet"]},
+        patch=(32, 16, 16),
+        validation=("case_0",),
+    )
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, 32, 16, 16, 1), "float16"),
+        "labels": jax.ShapeDtypeStruct((1, 32, 16, 16), "uint8"),
+        "annotated": jax.ShapeDtypeStruct((1, 10), "bool"),
+    }
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        _, values = jax.eval_shape(task.step, state, batch, jax.random.key(0))
+    terms = {"cross_entropy", "dice_loss", "squared_error"}
+    assert set(values) == {"loss", "gradient_norm", *terms}
+
+
 def test_sides_that_do_not_halve_four_times_are_refused():
     model = drawn("diff_unet")
     x = jax.ShapeDtypeStruct((1, 32, 24, 16, 2), jnp.float32)
     with pytest.raises(ValueError, match=r"diff_unet: volume \(32, 24, 16\) must be a multiple"):
         nnx.eval_shape(lambda m, x: m(x), model, x)
-    assert TINY["diff_unet"]["steps"] == 2

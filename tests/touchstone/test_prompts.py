@@ -2,12 +2,19 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from tests.touchstone.cases import dataset
+from tests.touchstone.test_models import FAST, drawn
+from tests.touchstone.tiny_models import TINY
 from tests.touchstone.toy_network import SCHEME, Thresholds
+from tests.touchstone.toy_prepared import write_set
+from touchstone_jax import tasks
 from touchstone_jax.infer import SlidingWindow
 from touchstone_jax.io.geometry import Geometry
 from touchstone_jax.predict import Predict
@@ -109,6 +116,33 @@ def test_windows_are_told_where_they_are(shape):
     found = sliding.logits(image, told=told)
     expected = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_task_of_uniseg_changes_its_masks(tmp_path):
+    task = tasks.Segmenter(
+        optimizer=optax.sgd(0.1),
+        data=str(write_set(tmp_path, 1)),
+        model={"name": "uniseg", **TINY["uniseg"], "stems": None},
+        patch=8,
+        validation=("case_0",),
+    )
+    assert task.prompts == {"task": 3}
+    graphdef, state = nnx.split(drawn("uniseg"))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 8, 2)), jnp.float32)
+    x = jnp.broadcast_to(x[:1], x.shape)
+    run = jax.jit(lambda state, x, prompts: nnx.merge(graphdef, state)(x, prompts))
+    prompts = {"task": jnp.asarray([0, 1, 0])}
+    made = run.lower(state, x, prompts).compile(compiler_options=FAST)(state, x, prompts)
+    assert np.abs(made[0] - made[1]).max() > 1e-3
+    np.testing.assert_allclose(made[0], made[2], rtol=1e-5, atol=1e-5)
+
+    def predicted(state, x, prompts):
+        (features, head), _, _ = task.predictor(state)
+        return head(features(x, prompts))
+
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    logits = jax.eval_shape(predicted, state, x[..., :1], prompts)
+    assert logits.shape == (3, 8, 8, 8, 10)
 
 
 class Prompted(Thresholds):
