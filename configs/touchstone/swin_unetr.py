@@ -9,6 +9,8 @@ Note      the original works at 1.5 mm: --config.jobs.prepare.spacing_mm=(1.5,1.
 Attention 8 layers of windows of 343 tokens: 357 million scores a sample, 1.4 GB as float32; remat
           holds one layer's at a time, 0.48 GB at most. Windows of an odd number of tokens with
           relative positions are nothing that the flash kernel of GPUs trains
+Memory    training keeps 0.5 GB of each sample beside the weights, 6.3 GB without remat
+          (benchmarks/segmentation_memory.py, bfloat16)
 Size      the published one; not yet trained here, so no expected score
 """
 

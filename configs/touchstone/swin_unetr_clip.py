@@ -15,7 +15,9 @@ Weights   of the original, vectors included: python -m launch convert --config â
 Attention 8 layers of windows of 343 tokens: 357 million scores a sample, 1.4 GB as float32; remat
           holds one layer's at a time, 0.48 GB at most
 Memory    an organ's mask takes 16 channels of the patch, computed again for their gradient: 0.5 GB
-          for nine organs and 96 voxels a side, one sample at a time
+          for nine organs and 96 voxels a side, one sample at a time. Training keeps 1.0 GB of
+          each sample beside the weights, 6.7 GB without remat (benchmarks/segmentation_memory.py,
+          bfloat16)
 Differs   published: HU -175..250 to 0..1 at 1.5 mm; here the plan's clipping, norm and spacing
 Size      the published one; not yet trained here, so no expected score
 """

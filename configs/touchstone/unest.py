@@ -9,6 +9,8 @@ Note      of one patch only: that of the model and that of the task are one. The
 Attention 12 layers of blocks of 216 tokens: 36 million scores a sample, 143 MB as float32; remat
           holds one layer's at a time, 48 MB at most; the flash kernel of GPUs, which bfloat16
           takes, keeps none
+Memory    training keeps 2.9 GB of each sample beside the weights, 0.34 GB with
+          --config.task.model.remat=True (benchmarks/segmentation_memory.py, bfloat16)
 Size      the published one; not yet trained here, so no expected score
 """
 

@@ -8,6 +8,8 @@ Note      of one patch only: that of the model and that of the task are one. The
           1.5 x 1.5 x 2 mm: --config.jobs.prepare.spacing_mm=(1.5,1.5,2) there
 Attention 12 layers of 12 heads over 216 tokens: 6.7 million scores a sample, 27 MB, for the
           gradients; the flash kernel of GPUs, which bfloat16 takes, keeps none
+Memory    training keeps 2.6 GB of each sample beside the weights, 0.34 GB with
+          --config.task.model.remat=True (benchmarks/segmentation_memory.py, bfloat16)
 Size      the published one; not yet trained here, so no expected score
 """
 
