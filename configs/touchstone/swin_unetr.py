@@ -26,7 +26,13 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
         {
             "name": "touchstone_jax.tasks:Segmenter",
             "data": arg,
-            "model": {"name": "swin_unetr", "dtype": "bfloat16", "remat": True},
+            "model": {
+                "name": "swin_unetr",
+                "version": 2,  # 1: no residual blocks before the stages, 62 million
+                "merging": "fixed",
+                "dtype": "bfloat16",
+                "remat": True,
+            },
             "patch": PATCH,
             "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
             "validation": 0.05,

@@ -36,6 +36,7 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
             "data": arg,
             "model": {
                 "name": "swin_unetr_clip",
+                "merging": "legacy",
                 "embeddings": None,
                 "dtype": "bfloat16",
                 "remat": True,

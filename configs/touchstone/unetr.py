@@ -25,7 +25,7 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
         {
             "name": "touchstone_jax.tasks:Segmenter",
             "data": arg,
-            "model": {"name": "unetr", "patch": PATCH, "dtype": "bfloat16"},
+            "model": {"name": "unetr", "patch": PATCH, "dtype": "bfloat16", "remat": False},
             "patch": PATCH,
             "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
             "validation": 0.05,
