@@ -7,7 +7,7 @@ Batch 1, the patch of the catalogue or ``--side`` voxels along each axis, 10 cla
 what the backward pass reads of the forward pass beside the weights, with and without recomputation
 of blocks (``remat``); nothing is allocated or compiled. What XLA needs on top while it computes is
 not in it, and fusion may save some of it. Weights are float32; training keeps their gradients
-and, with momentum, as many numbers again.
+and, with momentum, as many numbers again, but for those of frozen weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from flax import nnx
 
 from touchstone_jax.models import accepts, count, create
 from touchstone_jax.models.catalogue import CATALOGUE
+from touchstone_jax.tasks import trained
 
 
 def kept_mib(name: str, patch: tuple[int, ...], dtype: str, remat: bool) -> float:
@@ -37,12 +38,14 @@ def kept_mib(name: str, patch: tuple[int, ...], dtype: str, remat: bool) -> floa
         how["lowering"] = "direct"
     made = nnx.eval_shape(lambda: create(name, num_classes=10, rngs=nnx.Rngs(0), **how))
     made.train()
+    moves = trained(made)
     graphdef, params, rest = nnx.split(made, nnx.Param, ...)
     pure = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
     def pull(params: dict, rest: dict, x: jax.Array) -> object:
         def loss(params: dict) -> jax.Array:
-            return sum(jnp.square(scale).mean() for scale in nnx.merge(graphdef, params, rest)(x))
+            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, moves)
+            return loss_of(nnx.merge(graphdef, params, rest), x)
 
         return jax.vjp(loss, params)[1]
 
@@ -55,6 +58,18 @@ def kept_mib(name: str, patch: tuple[int, ...], dtype: str, remat: bool) -> floa
     for (shape, kind), number in (shapes & found).items():
         total -= number * math.prod(shape) * jnp.dtype(kind).itemsize
     return total / 2**20
+
+
+def loss_of(network: nnx.Module, x: jax.Array) -> jax.Array:
+    """The squares of all scales' logits, by the way of the network's own loss if it has one."""
+
+    def squares(logits: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+        return {"loss": sum(jnp.square(scale).mean() for scale in logits)}
+
+    if not hasattr(network, "training_loss"):
+        return squares(network(x))["loss"]
+    labels, annotated = jnp.zeros(x.shape[:4], jnp.uint8), jnp.ones((len(x), 10), bool)
+    return network.training_loss(x, labels, annotated, jax.random.key(0), squares)["loss"]
 
 
 def main() -> None:

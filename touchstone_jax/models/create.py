@@ -55,8 +55,10 @@ def create(
 ) -> nnx.Module:
     """A freshly initialised network: (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes).
 
-    In training mode it gives a tuple of logits, the finest first, for deep supervision; it is made
-    in evaluation mode.
+    In training mode it gives a tuple of logits, the finest first, for deep supervision, unless it
+    has a ``training_loss`` of its own. It is made in evaluation mode. The kinds of prompts that it
+    takes as a second argument, if any, are its ``prompts``; parameters that are not trained have
+    slash paths that its ``frozen`` matches.
 
     Args:
         name: a key of `MODELS`.
