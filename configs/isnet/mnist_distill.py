@@ -27,7 +27,7 @@ TEACHER = {"kind": "privileged", "model": SMALL, "gains": True, "steps": 1000}
 
 
 def _runs(paper: bool) -> dict:
-    erm = {"task": {"method": "erm"}, "steps": 500}
+    erm = {"task": {"method": "erm"}}
     runs = {"erm": erm} | {
         target: {
             "task": {

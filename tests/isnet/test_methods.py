@@ -178,6 +178,19 @@ def test_what_teachers_see(kind):
     np.testing.assert_array_equal(lesson, learnt)
 
 
+def test_a_stored_teacher_is_loaded_not_trained():
+    stored = {"kind": "stored", "weights": "random"}
+    task = make(method="distillation", teacher=stored, options={"target": "features"})
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    after, _ = jax.eval_shape(task.step, state, batches_of(task)(0), jax.random.key(1))
+    assert shapes(after) == shapes(state)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    ready = task.prepare(blank, None)
+    kernel = np.asarray(ready["teacher"]["params"]["classifier"]["kernel"])
+    assert kernel.any()
+    np.testing.assert_array_equal(ready["params"]["classifier"]["kernel"], kernel)
+
+
 def test_a_teacher_s_targets_are_kept_beside_the_data(tmp_path):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, 3)).astype(np.float32)
