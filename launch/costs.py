@@ -43,7 +43,7 @@ def operations(jaxpr: Any) -> Counter[str]:
             kind = np.dtype(equation.invars[0].aval.dtype).name
             total[kind] += 2 * _COUNTED[name](equation)
             continue
-        inside = [operations(inner) for inner in _inner(equation.params)]
+        inside = [operations(one) for one in inner(equation.params)]
         if name == "cond" and inside:
             inside = [max(inside, key=Counter.total)]
         times = equation.params["length"] if name == "scan" else 1
@@ -52,7 +52,7 @@ def operations(jaxpr: Any) -> Counter[str]:
     return total
 
 
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
+def inner(params: Mapping[str, Any]) -> Iterator[Any]:
     """The programs among an equation's parameters."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):

@@ -15,6 +15,9 @@ from launch.experiment import MESH_AXES, SetupError
 
 # Splitting a bias saves nothing and costs a message.
 SMALLEST_SPLIT = 4096
+# Seen with jax 0.10: sums over a convolution's result, such as a norm's mean, and gradients came out
+# as many times too large as there are parts, without any error.
+MISCOMPILED = "as XLA miscompiles convolutions that are split in space and in channels"
 Rules = Sequence[tuple[str, tuple]]
 
 
@@ -22,7 +25,8 @@ def make(settings: experiment.Mesh) -> jax.sharding.Mesh:
     """The mesh (data, fsdp, space); data = -1 takes all devices that the others leave.
 
     Raises:
-        SetupError: the axes do not fit the devices, or leave some of another host's unused.
+        SetupError: the axes do not fit the devices or each other, or leave some devices of another
+            host unused.
     """
     devices, others = jax.devices(), settings.fsdp * settings.space
     data = settings.data if settings.data > 0 else len(devices) // others
@@ -32,6 +36,8 @@ def make(settings: experiment.Mesh) -> jax.sharding.Mesh:
             f"{asked} does not fit the {len(devices)} devices; data·fsdp·space must divide them "
             "(data=-1: the rest)"
         )
+    if settings.fsdp > 1 and settings.space > 1:
+        raise SetupError(f"{asked}: fsdp and space cannot both be above 1, {MISCOMPILED}")
     if jax.process_count() > 1 and data * others != len(devices):
         raise SetupError(
             f"{asked} uses {data * others} of {len(devices)} devices: with several hosts "
@@ -87,8 +93,8 @@ def place(abstract: Any, mesh: jax.sharding.Mesh, rules: Rules = ()) -> Any:
     one, large arrays are split over fsdp along their largest dimension that it divides.
 
     Raises:
-        SetupError: a rule matches no array, names more dimensions than an array has, or an axis
-            that does not divide its dimension.
+        SetupError: a rule matches no array, names more dimensions than an array has or an axis
+            that does not divide its dimension, or splits what `space` needs whole.
     """
     used: set[str] = set()
 
@@ -125,6 +131,11 @@ def _by_rule(
         raise SetupError(
             f"config.mesh.rules: {pattern!r} splits {len(axes)} dimensions {axes}, but {name} has "
             f"the shape {shape}"
+        )
+    if mesh.shape["space"] > 1 and any(axis and mesh.shape[axis] > 1 for axis in axes):
+        raise SetupError(
+            f"config.mesh.rules: {pattern!r} splits {name}, but config.mesh.space = "
+            f"{mesh.shape['space']} needs it whole, {MISCOMPILED}"
         )
     for axis, size in zip(axes, shape, strict=False):
         if axis is not None and size % mesh.shape[axis]:

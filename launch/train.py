@@ -19,6 +19,7 @@ from launch.cluster import Preempted, Preemption
 from launch.experiment import REFUSALS, Batch, Experiment, SetupError, State, Task, told
 from launch.profile import Profile
 from launch.record import Recorder
+from launch.spatial import refuse_small_maps
 from launch.stream import Stream, feeder
 from launch.watchdog import Watchdog
 from launch.workdir import write_json
@@ -51,7 +52,8 @@ def trace_step(
     """`step(state, batch, rng) -> (state, metrics)` traced: what it computes, not yet a program.
 
     Raises:
-        SetupError: the task refuses its configuration, or does not return what was agreed.
+        SetupError: the task refuses its configuration, does not return what was agreed, or cannot
+            be split over `space`.
     """
     same = meshes.replicated(mesh)
     rng = jax.eval_shape(lambda: jax.random.key(0))
@@ -73,6 +75,7 @@ def trace_step(
             f"{type(task).__name__}.step must return scalars with 'loss' among them, "
             f"not { {k: m.shape for k, m in metrics.items()} }"
         )
+    refuse_small_maps(traced.jaxpr, mesh)
     return traced
 
 

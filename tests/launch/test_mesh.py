@@ -1,7 +1,9 @@
 """The same training on one device and on every shape of eight."""
 
+import re
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec
 from launch import card, mesh
 from launch.build import make_task
 from launch.experiment import Mesh, SetupError
+from launch.record import rows
 from launch.stream import Stream, feeder
 from launch.train import abstract_state, train
 from launch.workdir import claim
@@ -56,7 +59,7 @@ def test_fsdp_splits_the_large_arrays_and_their_moments() -> None:
     assert split == {"params/middle", "ema/middle", *moments}
 
 
-@pytest.mark.parametrize("shape", [Mesh(3, 3), Mesh(-1, 3), Mesh(-1, 16)])
+@pytest.mark.parametrize("shape", [Mesh(3, 3), Mesh(-1, 3), Mesh(-1, 16), Mesh(4, 1, 3)])
 def test_a_mesh_that_does_not_fit_is_refused(shape: Mesh) -> None:
     with pytest.raises(SetupError, match="8 devices"):
         mesh.make(shape)
@@ -94,3 +97,78 @@ def test_feed_keeps_file_order_and_marks_what_it_repeats() -> None:
     index = np.concatenate([np.asarray(batch["index"]) for batch in batches])
     assert valid.tolist() == [True] * 13 + [False] * 3
     assert index[valid].tolist() == list(range(13))
+
+
+# ------------------------------------------------------------------------- space and rules
+
+
+def test_space_splits_depth_and_keeps_rows_together() -> None:
+    split = mesh.make(Mesh(data=2, space=4))
+    volumes = mesh.batch_sharding(split, (4, 8, 6, 6, 1))
+    assert volumes.spec == PartitionSpec(("data", "fsdp"), "space")
+    assert volumes.shard_shape((4, 8, 6, 6, 1)) == (2, 2, 6, 6, 1)
+    for whole in ((4,), (4, 8), (4, 6, 8, 8, 1)):
+        assert mesh.batch_sharding(split, whole).spec == PartitionSpec(("data", "fsdp"))
+    with pytest.raises(SetupError, match="fsdp and space cannot both be above 1"):
+        mesh.make(Mesh(data=2, fsdp=2, space=2))
+    with pytest.raises(SetupError, match=r"config.mesh.space = 4 divides .* of none: x \(8,\)"):
+        Stream(Toy(optimizer=optax.sgd(0.1)).dataset("train"), 0, 8, split).abstract()
+
+
+def test_rows_of_a_host_are_those_its_devices_hold() -> None:
+    data = grain.MapDataset.source(np.arange(64 * 32, dtype=np.float32).reshape(64, 8, 4))
+    data = data.map(lambda x: {"x": x})
+    expected = np.asarray(Stream(data, 5, 8, mesh.make(Mesh(data=1)))[3]["x"])
+    assert len(np.unique(expected)) == 8 * 32
+    for shape in (Mesh(8), Mesh(2, 4), Mesh(2, 1, 4), Mesh(1, 1, 8)):
+        assert np.array_equal(Stream(data, 5, 8, mesh.make(shape))[3]["x"], expected)
+    # Devices in another order than that of their numbers, as on some pods.
+    mixed = jax.sharding.Mesh(np.array(jax.devices())[[3, 0, 7, 1, 2, 6, 5, 4]].reshape(4, 1, 2),
+                              ("data", "fsdp", "space"))  # fmt: skip
+    assert np.array_equal(Stream(data, 5, 8, mixed)[3]["x"], expected)
+
+
+def test_rules_split_by_name_and_none_is_idle() -> None:
+    task, split = Toy(optimizer=optax.adam(1e-3)), mesh.make(Mesh(data=2, fsdp=4))
+    rules = (("first", (None, "fsdp")), ("params/middle", ()), ("(mu|nu)/middle", ("data",)))
+    placed = abstract_state(task, split, rules)
+    assert placed["params"]["first"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert placed["opt_state"][0].nu["first"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert placed["params"]["middle"].sharding.spec == PartitionSpec()
+    assert placed["opt_state"][0].mu["middle"].sharding.spec == PartitionSpec("data")
+    assert placed["ema"]["middle"].sharding.spec == PartitionSpec("fsdp")  # by its size
+    for rule, part in (
+        ((("kernels", ("fsdp",)),), "'kernels' is not used by any of the"),
+        ((("first", ()), ("params/first", ("fsdp",))), "'params/first' is not used"),
+        ((("bias", ("fsdp",)),), "fsdp=4 does not divide 3"),
+        ((("bias", (None, "fsdp")),), "ema/last/bias has the shape (3,)"),
+    ):
+        with pytest.raises(SetupError, match=re.escape(part)):
+            abstract_state(task, split, rule)
+    with pytest.raises(SetupError, match="space = 4 needs it whole"):
+        abstract_state(task, mesh.make(Mesh(data=2, space=4)), (("params/middle", ("data",)),))
+
+
+@pytest.mark.parametrize(
+    ("rules", "part"),
+    [
+        ("('first',)", "holds 'first'; legal are (pattern, (axis, …))"),
+        ("(('fi[rst', ()),)", "pattern 'fi[rst': unterminated"),
+        ("(('first', ('model',)),)", "names the axis 'model'; legal are None, data, fsdp, space"),
+    ],
+)
+def test_rules_that_are_none(rules: str, part: str, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=re.escape(part)):
+        card.leaves(card.resolve(card.read(CARD), [("mesh.rules", rules)]), tmp_path)
+
+
+def test_losses_do_not_depend_on_how_many_devices(tmp_path: Path) -> None:
+    """8, then 4, 2 and 1 devices for three steps each, against one for all of them."""
+    trained(tmp_path / "one", 12, 1, 1)
+    for steps, data in ((3, 8), (6, 4), (9, 2), (12, 1)):
+        trained(tmp_path / "less", steps, data, 1)
+    one, less = (rows(tmp_path / name / "seed0/metrics.jsonl") for name in ("one", "less"))
+    assert [row["items"] for row in one] == [row["items"] for row in less]
+    assert len(one) == 12 and len({row["items"] for row in one}) == 12
+    for expected, got in zip(one, less, strict=True):
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6)
