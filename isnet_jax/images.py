@@ -50,7 +50,9 @@ def _files(place: str) -> list[Path]:
     if place == SKIMAGE:
         spec = importlib.util.find_spec("skimage")
         if spec is None or not spec.submodule_search_locations:
-            raise ImportError("images = 'skimage' needs scikit-image: pip install scikit-image")
+            raise ImportError(
+                "images = 'skimage' needs scikit-image: pip install 'isnet-touchstone-jax[photos]'"
+            )
         folder = Path(spec.submodule_search_locations[0]) / "data"
         return [folder / name for name in PHOTOS if (folder / name).is_file()]
     path = Path(place)

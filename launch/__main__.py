@@ -273,10 +273,13 @@ def _list(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int
     if not folders or not folders[0].is_dir():
         looked = ", ".join(str(Path.cwd() / f) for f in folders or ["configs"])
         raise SetupError(f"no folder {options.folder or 'configs'!r} to list (looked for {looked})")
+    inside = {Path(folder): Path("configs") for folder in card.installed()}
     for path in card.files(folders):
         told = card.summary(path)
         if told is not None:
-            print(f"{path}: {told}")
+            # An installed card by the name under which it is found, not by where it lies.
+            home = inside.get(folders[0])
+            print(f"{home / path.relative_to(folders[0]) if home else path}: {told}")
     return 0
 
 

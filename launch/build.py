@@ -31,7 +31,7 @@ def named(section: Mapping[str, Any], key: str, offers: str) -> tuple[Any, dict[
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise SetupError(f"config.{key}.name = {section['name']!r}: {error}") from error
+        raise SetupError(f"config.{key}.name = {section['name']!r}: {told(error)}") from error
     if not hasattr(module, attribute):
         legal = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, offers)]
         raise SetupError(

@@ -15,6 +15,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from launch.extras import advice
+
 if TYPE_CHECKING:
     import grain
     import jax
@@ -34,7 +36,12 @@ REFUSALS = (
 
 
 def told(error: BaseException) -> str:
-    """The message of an error, with its type where the message alone says nothing."""
+    """The message of an error, with its type where the message alone says nothing.
+
+    Of a module that is not installed, with the extra that brings it.
+    """
+    if isinstance(error, ModuleNotFoundError) and (how := advice(error.name)):
+        return f"{error}: {how}"
     says = isinstance(error, ValueError | TypeError | OSError | ImportError) and str(error)
     return str(error) if says else f"{type(error).__name__}: {error}"
 

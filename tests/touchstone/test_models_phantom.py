@@ -14,9 +14,15 @@ pytestmark = pytest.mark.slow
 CARD = "configs/touchstone/phantom_smoke.py"
 PHANTOMS = {"jobs.prepare.train": 3, "jobs.prepare.test": 1}
 SHORT = {
-    **{"steps": 20, "log_every": 1, "eval_every": 20, "checkpoint.every": 20},
-    **{"batch_size": 2, "task.foreground": 1.0, "optimizer.warmup_steps": 0},
-    **{"optimizer.learning_rate": 5e-3, "optimizer.schedule": "constant"},
+    "steps": 20,
+    "log_every": 1,
+    "eval_every": 20,
+    "checkpoint.every": 20,
+    "batch_size": 2,
+    "task.foreground": 1.0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.learning_rate": 5e-3,
+    "optimizer.schedule": "constant",
 }
 
 
