@@ -116,6 +116,27 @@ def test_windows_are_told_where_they_are(shape):
     found = sliding.logits(image, told=told)
     expected = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="told=None: the network is made for being told"):
+        sliding.labels(image)
+
+
+def test_segvol_takes_what_windows_are_told(tmp_path):
+    """Traced only."""
+    task = tasks.Segmenter(
+        optimizer=optax.sgd(0.1),
+        data=str(write_set(tmp_path, 1)),
+        model={"name": "segvol", **TINY["segvol"]},
+        patch=(16, 16, 8),
+        validation=("case_0",),
+    )
+    prompts = Prompts({"cases": {"a": POINT}}, task.prompts, SCHEME)
+    told = prompts.of_windows("a", Geometry((20, 20, 12), np.eye(4)), (20, 20, 12), (16, 16, 8))
+    made = jax.eval_shape(task.init, jax.random.key(0))
+    made = {part: made[part] for part in ("params", "rest")}
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made)
+    network, _, _ = task.predictor(state)
+    sliding = SlidingWindow(network, (16, 16, 8), batch=2, told=told)
+    assert sliding.num_classes == 10
 
 
 def test_the_task_of_uniseg_changes_its_masks(tmp_path):

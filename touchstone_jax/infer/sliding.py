@@ -107,7 +107,7 @@ class SlidingWindow:
             cross_section=cross_section,
             space=space,
         )
-        self._overlap, self._pad_value = overlap, pad_value
+        self._overlap, self._pad_value, self._takes_told = overlap, pad_value, told is not None
         self._flips = [
             tuple(axis in chosen for axis in range(3))
             for n in range(len(mirror) + 1)
@@ -153,7 +153,7 @@ class SlidingWindow:
         """
         padded, box = self._padded(image, case)
         found = np.zeros(padded.shape, np.uint8, order="F")
-        told = told and _moved(told, box)
+        told = self._moved(told, box)
         for at, block in self._blocks(padded, case, self.programs.labels, told):
             found[at] = block
         return found[box]
@@ -170,7 +170,7 @@ class SlidingWindow:
         """
         padded, box = self._padded(image, case)
         found = np.zeros((*padded.shape, self.num_classes), np.float32)
-        told = told and _moved(told, box)
+        told = self._moved(told, box)
         for at, block in self._blocks(padded, case, self.programs.logits, told):
             found[at] = block
         return found[box]
@@ -203,6 +203,14 @@ class SlidingWindow:
             margins = [(s // 2, s - s // 2) for s in short]
             image = np.pad(image, margins, constant_values=self._pad_value)
         return image, box
+
+    def _moved(self, told: Told | None, box: Box) -> Told | None:
+        """``told`` of windows in a padded image, inside of which ``box`` is the image."""
+        if (told is None) == self._takes_told:
+            have = "is" if self._takes_told else "is not"
+            raise ValueError(f"told={told}: the network {have} made for being told of each window")
+        first = [side.start for side in box]
+        return told and (lambda corner, flips: told(np.subtract(corner, first).tolist(), flips))
 
     def _blocks(
         self, image: np.ndarray, case: str, finish: Finish, told: Told | None
@@ -277,12 +285,6 @@ class SlidingWindow:
         box = tuple(slice(c, c + w) for c, w in zip(corner, self.window, strict=True))
         turn = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
         return image[box][turn][..., None]
-
-
-def _moved(told: Told, box: Box) -> Told:
-    """``told`` of windows in a padded image, inside of which ``box`` is the image."""
-    first = [side.start for side in box]
-    return lambda corner, flips: told(np.subtract(corner, first).tolist(), flips)
 
 
 def _stacked(told: Sequence[Any]) -> Any:
