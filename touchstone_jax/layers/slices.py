@@ -1,6 +1,6 @@
-"""Layers of 2-D networks that look at slices: channels last, (n, h, w, c); strides before kernels.
+"""Layers of 2-D networks that look at slices: channels last, (n, h, w, c).
 
-Kernels and places are those of images, so weights of networks for photographs fit.
+They are those of networks for photographs, whose weights fit.
 """
 
 from __future__ import annotations
