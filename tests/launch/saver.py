@@ -2,7 +2,8 @@
 
 `python saver.py FOLDER ROUNDS`: imports once, then forks for each round one process, or two that
 share the arrays. Each tells what it found and whether that is what a run left alone has at that
-step, then it saves every step, and is killed at a random moment of a save.
+step, then it saves every step, and is killed at a random moment of a save. It is told in
+FOLDER/told.txt, as the collectives write to the standard output, too.
 """
 
 import os
@@ -25,6 +26,12 @@ from launch.rehearse import free_port
 SHAPES = {"kernel": (64, 128), "bias": (128,), "moment": (64, 128)}
 FEW = 3  # saves that may pass before the one that is cut off
 SECONDS = 0.15  # about as long as a save takes
+
+
+def tell(folder: Path, *words: object) -> None:
+    """Append a line, whole even if two processes write at once."""
+    with (folder / "told.txt").open("ab", buffering=0) as file:
+        file.write((" ".join(map(str, words)) + "\n").encode())
 
 
 def state_at(step: int) -> dict[str, np.ndarray]:
@@ -58,7 +65,7 @@ def save_until_killed(folder: Path, pipe: int) -> None:
 
     store = Store(folder, Checkpoint(keep=2), {"a": 1})
     state, step = store.restore(placed) or ({}, 0)
-    print(f"restored {step} {'whole' if whole(state, step) else 'WRONG'}", flush=True)
+    tell(folder, "restored", step, "whole" if whole(state, step) else "WRONG")
     while True:
         step += 1
         arrays = {name: array_of(x) for name, x in state_at(step).items()}
@@ -91,7 +98,7 @@ def play(folder: Path, count: int) -> None:
         os.waitpid(child, 0)
     os.close(reading)
     left = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    print("killed", *left, flush=True)
+    tell(folder, "killed", *left)
 
 
 if __name__ == "__main__":
