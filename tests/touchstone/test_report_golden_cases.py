@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from touchstone_jax.report.case import report_case
 from touchstone_jax.report.evaluate import mask_label
 from touchstone_jax.report.masks import Masks
 from touchstone_jax.report.metadata import metadata_row
+from touchstone_jax.report.published_contact import neighbourhood
 from touchstone_jax.report.regions import fitted, union
 from touchstone_jax.report.resectability import published_resectability
 from touchstone_jax.report.schema import NEIGHBOURS, ORGANS, Report
@@ -27,6 +27,7 @@ from touchstone_jax.report.tstage import published_t_stage
 from touchstone_jax.report.write import write_report
 
 PHASES = {2: "Venous", 3: "Arterial", 5: "Venous", 7: "Delay"}
+ANGLES = ("SMA", "aorta", "portal vein and SMV", "IVC", "CA", "CHA", "SA")
 VESSEL_NAMES = ("SMA", "aorta", "celiac", "portal vein and SMV", "IVC")
 VESSELS = ("superior_mesenteric_artery", "aorta", "celiac_aa", "veins", "postcava")
 
@@ -87,7 +88,7 @@ def test_every_speck_is_a_lesion_where_nothing_is_left_out(number, smallest, gol
     assert words(write_report(got)) == words(text)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 7])
 def test_texts_are_the_released_ones(number: int, golden: Path) -> None:
     text = (golden / f"report/case_{number}/report_th10.txt").read_text(encoding="utf-8")
     assert words(write_report(reported(golden, number))) == words(text)
@@ -98,7 +99,7 @@ def test_without_vessels_nothing_is_staged(golden: Path) -> None:
     assert words(write_report(reported(golden, 5, 10, VESSELS))) == words(text)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 7])
 def test_the_table_of_a_case_is_the_released_one_where_that_is_right(number, golden: Path) -> None:
     """Its known faults: a PDAC's attenuation read out of a PNET, sums of rounded volumes."""
     with (golden / "report/reports_and_metadata.csv").open(encoding="utf-8", newline="") as file:
@@ -154,39 +155,32 @@ def test_parts_of_the_pancreas_are_near_the_released_ones(golden: Path) -> None:
         assert 2 * both / (parts[number].voxels + want.voxels) >= least, name
 
 
-def test_the_seventh_case_differs_in_one_angle_alone(golden: Path) -> None:
-    got = words(write_report(reported(golden, 7)))
-    text = (golden / "report/case_7/report_th10.txt").read_text(encoding="utf-8")
-    found = re.search(r"SMV: tumor contact but not encasement \((\d+) degree", got)
-    assert found is not None and abs(int(found[1]) - 68) <= 12
-    assert got.replace(f"({found[1]} degree", "(68 degree") == words(text)
+def test_the_box_in_which_the_seventh_portal_vein_is_followed(golden: Path) -> None:
+    """Shape and voxels as the released generator crops them: all that follows hangs on them."""
+    _, masks = opened(golden, 7)
+    tumor, vein = masks.get("pancreatic_lesion"), masks.called("portal vein and SMV")
+    assert tumor is not None and vein is not None
+    start, stop = neighbourhood(dilated(tumor, 4))
+    assert tuple(np.subtract(stop, start)) == (76, 82, 76)
+    assert vein.window(start, stop).sum() == 5242
 
 
 def test_angles_of_the_stage_vectors(golden: Path) -> None:
-    """Exact but for some of the portal vein; every stage and resectability is the released one."""
+    """All 91 angles; every stage and resectability is the released one."""
     folder = golden / "report/unit/stage"
     vectors = json.loads((folder / "stage_vectors.json").read_text(encoding="utf-8"))
-    exact = 0
     for name, want in vectors.items():
         arrays = np.load(folder / f"stage_{name}.npz", allow_pickle=False)
         regions = {k: fitted(v > 0, (0, 0, 0), v.shape) for k, v in arrays.items()}
         tumor = union([r for k, r in regions.items() if k.startswith("pancreatic_")])
         vessels = {name: regions[file] for name, file in zip(VESSEL_NAMES, VESSELS, strict=True)}
         got = published_angles(tumor, vessels)
-        assert got is not None
-        told = {vessel: want["interaction"][vessel] for vessel in got}
-        exact += sum(got[vessel] == told[vessel] for vessel in got)
-        for vessel, angle in got.items():
-            if vessel == "portal vein and SMV":  # the one that bends out of every plane
-                assert abs(angle - told[vessel]) <= 7 and (angle > 0) == (told[vessel] > 0)
-            else:
-                assert angle == told[vessel], (name, vessel)
+        assert got == {vessel: want["interaction"][vessel] for vessel in ANGLES}, name
         contacts = {organ: want["interaction"][organ] for organ in NEIGHBOURS}
         stage = published_t_stage(want["size_cm"], got, contacts, pnet=want["pnet"])
         said = published_resectability(got)
         assert stage == want["stage"], name
         assert ("" if said is None else said) + "." == want["resectability_as_run"].strip(), name
-    assert exact >= 86  # of 91
 
 
 def test_organs_that_touch_the_tumor(golden: Path) -> None:

@@ -20,7 +20,7 @@ from touchstone_jax.report.grid import report_grid
 from touchstone_jax.report.impression import group_impression
 from touchstone_jax.report.locate import locate
 from touchstone_jax.report.metadata import COLUMNS
-from touchstone_jax.report.published_contact import outer_ring
+from touchstone_jax.report.published_contact import outer_ring, published_angle_deg
 from touchstone_jax.report.regions import fitted
 from touchstone_jax.report.resectability import published_resectability
 from touchstone_jax.report.schema import NEIGHBOURS, VESSELS, Lesion, Organ, Staging
@@ -249,6 +249,26 @@ def test_the_ring_around_a_vessel(golden: Path) -> None:
             # The ring is more than 1 and at most 2 pixels from the disc of radius 3 in its middle.
             vessel = np.hypot(*np.meshgrid(at, at)) <= 3
         np.testing.assert_array_equal(outer_ring(vessel), want > 0)
+
+
+@pytest.mark.parametrize(
+    ("lean", "bend", "radius", "half", "centre", "size", "want"),
+    [
+        (-0.8, -0.8, 3, 28, (6, 0, 0), 9, 127),  # axis towards -x: 123 where it is not turned over
+        (0.5, -0.8, 3, 28, (-5, 4, -4), 9, 188),  # 205 in a box one slice larger
+        (-0.4, 0.8, 3, 28, (-5, 4, -4), 9, 116),
+        (0.6, 0, 4.2, 4, (0, 5, 5), 6, None),  # its last windows stop before the last slice
+    ],
+)
+def test_angles_of_leaning_and_bent_tubes(lean, bend, radius, half, centre, size, want) -> None:
+    """Figures that the released generator gives for these very masks; None where it fails."""
+    n = 56
+    x, y, z = np.indices((n, n, n)) - n // 2
+    tube = np.hypot(x - lean * z - bend * z * z / n, y + 0.3 * lean * z) <= radius
+    far = abs(x - centre[0]) + abs(y - centre[1]) + abs(z - centre[2])
+    masks = (tube & (abs(z) <= half), far <= size)
+    vessel, tumor = (fitted(mask, (0, 0, 0), mask.shape) for mask in masks)
+    assert published_angle_deg(vessel, tumor, whole=False) == want
 
 
 def test_answers_of_language_models(golden: Path) -> None:

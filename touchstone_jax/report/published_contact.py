@@ -2,9 +2,8 @@
 
 The vessel's main branch is followed from slice to slice, thinned, turned onto the x axis, and in
 each window of 4 mm the share of a ring around it that the tumor covers is taken (spec/report.md
-4.3). Vessels that bend out of every plane may differ by some degrees from the released generator's
-(the project's docs/report.md has the figures). Branches that run across the body have almost no
-thinned voxels and are missed; use `touchstone_jax.report.encirclement` for the truth.
+4.3). Branches that run across the body have almost no thinned voxels and are missed; use
+`touchstone_jax.report.encirclement` for the truth.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from touchstone_jax.report.regions import Region
+from touchstone_jax.report.regions import Index, Region
 
 Mask = Bool[np.ndarray, "x y z"]
 _CROSS_2D = ndimage.generate_binary_structure(2, 1)
@@ -29,7 +29,7 @@ def published_angle_deg(vessel: Region, tumor: Region, *, whole: bool) -> int | 
         tumor: dilated by 4 mm, of the same volume, at least one voxel.
         whole: take the vessel as it is, not its main branch.
     """
-    start, stop = tumor.padded(tumor.mask.shape)
+    start, stop = neighbourhood(tumor)
     mass, wall = tumor.window(start, stop), vessel.window(start, stop)
     if not wall.any():
         return 0
@@ -44,6 +44,16 @@ def published_angle_deg(vessel: Region, tumor: Region, *, whole: bool) -> int | 
     return None if not shares else round(360 * max(shares))
 
 
+def neighbourhood(tumor: Region) -> tuple[Index, Index]:
+    """First and end index of the box in which the vessel is followed.
+
+    On every side it reaches beyond the tumor by the distance between the tumor's first and last
+    voxel, which is one less than the voxels it spans. One slice more would shift the centre line's
+    principal axis, and every window with it.
+    """
+    return tumor.padded([n - 1 for n in tumor.mask.shape])
+
+
 def _largest(mask: np.ndarray) -> np.ndarray:
     pieces, count = ndimage.label(mask)
     return mask if count < 2 else pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
@@ -53,14 +63,15 @@ def _main_branch(vessel: Mask) -> Mask:
     """From below: the largest piece of the first slices, then what touches the slice before."""
     slices = np.flatnonzero(vessel.any(axis=(0, 1)))
     first = max(3, int(0.05 * len(slices)))
-    branch, before = np.zeros_like(vessel), None
+    branch, before = np.zeros_like(vessel), vessel[:, :, 0]
     for k, z in enumerate(slices):
         here = vessel[:, :, z]
-        if k < first or before is None:
+        if k < first:
             before = _largest(here)
         else:
             pieces, _ = ndimage.label(here)
-            touched = np.unique(pieces[ndimage.binary_dilation(before, _CROSS_2D) & here])
+            # Downwards: of pieces alike in size the last one is followed.
+            touched = np.unique(pieces[ndimage.binary_dilation(before, _CROSS_2D) & here])[::-1]
             if len(touched):
                 before = pieces == touched[np.bincount(pieces.ravel())[touched].argmax()]
         branch[:, :, z] = before
@@ -87,25 +98,27 @@ def _centre_line(vessel: Mask) -> Mask:
 
 
 def _axis(points: np.ndarray) -> np.ndarray:
-    """First principal axis of points (n, 3), its largest part positive; x for a single point."""
+    """First principal axis of points (n, 3), its x not negative; x itself for a single point."""
     if len(points) == 1:
         return np.array([1.0, 0, 0])
     if len(points) == 2:
-        step = (points[1] - points[0]).astype(np.float64)
-        return step / np.linalg.norm(step)
-    axis = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)[2][0]
-    return axis * np.sign(axis[np.abs(axis).argmax()])
+        axis = (points[1] - points[0]).astype(np.float64)
+    else:
+        axis = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)[2][0]
+        axis = axis * np.sign(axis[np.abs(axis).argmax()])
+    return axis / np.linalg.norm(axis) * (-1 if axis[0] < 0 else 1)
 
 
 def _onto_x(axis: np.ndarray) -> np.ndarray:
-    """The smallest rotation that brings a unit vector onto +x (Rodrigues)."""
-    cosine = axis[0]
+    """The smallest rotation that brings a unit vector onto +x, from which it is at most 90 degrees.
+
+    Through the rotation vector, as released: voxels halfway between two others go by rounding.
+    """
     cross = np.cross(axis, [1.0, 0, 0])
-    if np.linalg.norm(cross) < 1e-12:
-        return np.eye(3) if cosine > 0 else np.diag([-1.0, -1, 1])
-    x, y, z = cross
-    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + skew + skew @ skew * ((1 - cosine) / (cross @ cross))
+    if np.allclose(cross, 0):
+        return np.eye(3)
+    turn = np.arccos(np.clip(axis[0], -1, 1)) * (cross / np.linalg.norm(cross))
+    return Rotation.from_rotvec(turn).as_matrix()
 
 
 def _aligned(masks: tuple[Mask, Mask, Mask]) -> tuple[Mask, ...]:
@@ -143,7 +156,9 @@ def _window_shares(wall: Mask, mass: Mask, line: Mask) -> list[float]:
     shares, length = [], len(wall)
     for first in range(length):
         last = first + WINDOW if first + WINDOW <= length else length - 1
-        window = slice(max(0, first - PAD), min(length, last + PAD))
+        # Whatever would run beyond the end stops before the last slice.
+        end = last + PAD if last + PAD <= length else length - 1
+        window = slice(max(0, first - PAD), end)
         pieces = (wall[window], mass[window], line[window])
         if not (pieces[0] & pieces[1]).any() or pieces[2].sum() <= 1:
             continue
