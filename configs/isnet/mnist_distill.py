@@ -5,7 +5,12 @@ Argument  erm, lrp, gradient_x_input, gradient, features, output, grad_cam or at
           alone; every: all of them; paper: ResNet-34 to ResNet-18 on 28 x 28 with the published
           recipe, for a GPU and the folder of the full MNIST (--config.runs.RUN.task.data.folder=…)
 Hardware  laptop CPU, one core: about 2 minutes a seed for erm and lrp
-Expected  (to be measured)
+Expected  (--config.seeds=3; network, rate and steps chosen on validation digits in other colours)
+          accuracy in %, mean ± sd of 3 seeds, of test digits in their class's colour (iid), in
+          colours that no class has (ood), in another class's colour (shift):
+          erm   100.0 ± 0.0   17.6 ± 2.0    3.3 ± 0.9    (published 100 / 16.9 / 0.2)
+          lrp    95.4 ± 0.4   93.9 ± 0.9   93.3 ± 0.8    (published 99.2 / 98.2 / 98.3)
+          The published pair is deeper and saw twelve times as many digits (:paper, not run here).
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +25,8 @@ DATA = {
     "strength": 1.0,  # share of training digits in their class's colour
     "seed": 0,  # of the split and the colours
 }
-# Without BatchNorm maps are matched faster: 1,500 steps do what 10,000 do with it.
+# Without BatchNorm maps are matched sooner: after 1,500 steps the validation loss was 0.67, with
+# it (and the best of two rates) 0.82.
 SMALL = {"name": "simple_cnn", "widths": (16, 32, 64), "norm": False, "pooled": 3}
 # It learns white digits whose channels are multiplied by U(0, 1): colour tells it nothing.
 TEACHER = {"kind": "privileged", "model": SMALL, "gains": True, "steps": 1000}
