@@ -8,38 +8,39 @@ import jax
 
 from launch.costs import inner
 from launch.experiment import SetupError
-from launch.mesh import row_parts
-
-LARGEST_KERNEL = 7  # what is longer is an image of a weight's gradient, not a kernel
 
 
 def refuse_small_maps(jaxpr: Any, mesh: jax.sharding.Mesh) -> None:
-    """Of a traced step whose volumes are split over `space`, and its rows over other axes.
+    """Of a traced step whose volumes are split over `space`.
 
-    XLA (of jax 0.10) then gets the gradients of a convolution wrong whose image is smaller than its
-    kernel, by as many times as rows have parts, without any error.
+    XLA (of jax 0.10) gets gradients of convolutions wrong, without any error, where a feature map
+    has no equal part for each device or is smaller than the kernel over it.
 
     Raises:
         SetupError: there is such a convolution.
     """
-    if mesh.shape["space"] == 1 or row_parts(mesh) == 1:
+    space = mesh.shape["space"]
+    if space == 1:
         return
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "conv_general_dilated":
-            _check(equation)
+            _check(equation, space)
         for program in inner(equation.params):
             refuse_small_maps(program, mesh)
 
 
-def _check(equation: Any) -> None:
-    image, kernel, _ = equation.params["dimension_numbers"]
+def _check(equation: Any, space: int) -> None:
+    image, kernel, made = equation.params["dimension_numbers"]
     left, right = (v.aval.shape for v in equation.invars)
-    if len(left) < 3:
+    out = equation.outvars[0].aval.shape
+    # In the gradient of a kernel channels stand where the rows of a batch are else.
+    if len(left) < 3 or image[0] != 0:
         return
-    depth, size = left[image[2]], right[kernel[2]]
-    if depth < size <= LARGEST_KERNEL:
+    depths, size = (left[image[2]], out[made[2]]), right[kernel[2]]
+    if min(depths) < size or any(depth % space for depth in depths):
         raise SetupError(
-            f"config.mesh.space: the step has feature maps of {depth} along the split axis under "
-            f"kernels of {size}, which XLA miscompiles when rows are split too; use larger images "
-            "or patches, fewer stages, or config.mesh.data = 1"
+            f"config.mesh.space = {space}: the step has a convolution from {depths[0]} to "
+            f"{depths[1]} along the split axis under a kernel of {size}; XLA is wrong where space "
+            "does not divide both, or one is smaller than the kernel: use larger images or "
+            "patches, fewer stages, or a smaller space"
         )

@@ -94,7 +94,7 @@ def assert_same(
 
 
 TOGETHER = [Mesh(2, 4), Mesh(2, 1, 4)]
-EACH = [Mesh(8), Mesh(1, 8), Mesh(1, 1, 8)]
+EACH = [Mesh(8), Mesh(1, 8), Mesh(1, 1, 4)]
 SHAPES = [TOGETHER, pytest.param(EACH, marks=pytest.mark.slow)]
 
 
@@ -130,9 +130,11 @@ def test_maps_smaller_than_a_kernel_are_refused_where_xla_miscompiles_them() -> 
         like = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8, depth, 8, 1), (3, 3, 1, 1))]
         return jax.jit(jax.jit(step)).trace(*like).jaxpr
 
-    split = meshes.make(Mesh(2, 1, 4))
-    refuse_small_maps(traced(4), split)
-    for mesh in (meshes.make(Mesh(8)), meshes.make(Mesh(1, 1, 8))):
-        refuse_small_maps(traced(2), mesh)
-    with pytest.raises(SetupError, match="feature maps of 2 along .* under kernels of 3"):
-        refuse_small_maps(traced(2), split)
+    halves, quarters = meshes.make(Mesh(2, 1, 2)), meshes.make(Mesh(2, 1, 4))
+    refuse_small_maps(traced(4), halves)
+    refuse_small_maps(traced(4), quarters)
+    refuse_small_maps(traced(2), meshes.make(Mesh(8)))
+    for depth, split in ((2, halves), (6, quarters)):
+        told = f"from {depth} to {depth} along the split axis under a kernel of 3"
+        with pytest.raises(SetupError, match=told):
+            refuse_small_maps(traced(depth), split)
