@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,10 @@ def chosen(logits: Array | jax.ShapeDtypeStruct, target: Target) -> Array:
     if shape is None or len(shape) != 2:
         raise ValueError(f"f must give logits (b, k), got {shape or type(logits)}")
     if target is None:
-        return logits.argmax(-1)
+        return cast(Array, logits).argmax(-1)  # a shape alone comes with a target
     batch, count = shape
     known = not isinstance(target, jax.core.Tracer)
-    classes = np.asarray(target) if known else target
+    classes: Any = np.asarray(target) if known else target
     if not jnp.issubdtype(classes.dtype, jnp.integer) or classes.shape not in ((), (batch,)):
         raise ValueError(
             f"target must be None, one int or ({batch},) ints, got {classes.dtype} {classes.shape}"
@@ -342,7 +343,7 @@ def occlusion(
         fall = (whole - selected(f(covered), classes)).reshape(-1, *(1,) * len(space))
         return total + jnp.where(inside[None], fall, jnp.zeros_like(fall)), None
 
-    starts = np.array(list(itertools.product(*axes)), np.int32)  # (windows, axes)
+    starts = jnp.array(list(itertools.product(*axes)), jnp.int32)  # (windows, axes)
     total, _ = jax.lax.scan(add, jnp.zeros(x.shape[:-1], logits.dtype), starts)
     times = np.ones(())  # windows over each pixel (*space)
     for n, side, firsts in zip(space, sides, axes, strict=True):

@@ -40,7 +40,8 @@ def shown_rules(
     Raises:
         ValueError: unknown composite or option, or two rules of the same label.
     """
-    made, labels = [], []
+    made: list[Shown] = []
+    labels: list[str] = []
     for rule in rules:
         options = dict(rule) if isinstance(rule, Mapping) else {"name": rule}
         if not isinstance(options.get("name"), str):
@@ -93,8 +94,8 @@ def check_box(rule: Shown, low: tuple[float, ...], high: tuple[float, ...]) -> N
     """
     for _, one in rule.composite.entries:
         if isinstance(one, ZB):
-            below = np.float32(one.low) > np.float32(low)
-            above = np.float32(one.high) < np.float32(high)
+            below = np.asarray(one.low, np.float32) > np.asarray(low, np.float32)
+            above = np.asarray(one.high, np.float32) < np.asarray(high, np.float32)
             if np.any(below) or np.any(above):
                 raise ValueError(
                     f"rule {rule.label!r}: the box [{one.low}, {one.high}] of z^B does not hold "

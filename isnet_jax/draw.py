@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 if TYPE_CHECKING:
-    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 # Value -> colour, linear in between: dark blue, blue, white, red, dark red.
 _STOPS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
@@ -163,7 +163,7 @@ def _fit(picture: np.ndarray, cell: int) -> np.ndarray:
     return result
 
 
-def _wrap(name: str, font: "FreeTypeFont", width: int) -> list[str]:
+def _wrap(name: str, font: "FreeTypeFont | ImageFont", width: int) -> list[str]:
     """Words filled into lines; a word alone may still be wider than `width`."""
     lines: list[str] = []
     for word in name.split():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -149,8 +149,9 @@ class Preprocessing:
     @property
     def sides(self) -> tuple[int, int]:
         """(height, width) of the input in pixels."""
-        pair = isinstance(self.size, list | tuple)
-        return tuple(self.size) if pair else (self.size, self.size)
+        if isinstance(self.size, list | tuple):
+            return cast(tuple[int, int], tuple(self.size))  # two: checked above
+        return self.size, self.size
 
     def cut(self, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "height width 3"]:
         """The part of an RGB image in [0, 1] that the model sees, at its size; float32."""
@@ -169,12 +170,12 @@ class Preprocessing:
         """What `cut` returned as the model's input; float32, c channels as in `mean`."""
         grey = len(self.mean) == 1
         values = (image @ _LUMA)[..., None].clip(0, 1) if grey else image
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (values - mean[None, None]) / std[None, None]
 
     def box(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(low, high) of the input, a number a channel: where black and white come to lie."""
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         low, high = (np.float32(0) - mean) / std, (np.float32(1) - mean) / std
         return tuple(low.tolist()), tuple(high.tolist())
 

@@ -170,8 +170,9 @@ def programs(model: nnx.Module, *composites: Composite) -> Programs:
 
 def variables(model: nnx.Module) -> tuple[Tree, Tree]:
     """(parameters, everything else) of a model as nested dicts of arrays."""
-    _, params, rest = nnx.split(model, nnx.Param, ...)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    _, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = map(nnx.to_pure_dict, states)
+    return params, rest
 
 
 def bind(graphdef: nnx.GraphDef, params: Tree, rest: Tree) -> Callable[[Array], tuple[Array, Tree]]:
@@ -251,7 +252,7 @@ def heatmaps(
 
     made = []
     for (start, _), view in zip(isnet.parts, graphs.views, strict=True):
-        one = partial(of_one, start, view)
+        one: Callable[..., Maps] = partial(of_one, start, view)
         if isnet.remat:
             one = jax.checkpoint(one, policy=keep_products)
         made.append(one(params, rest, x))

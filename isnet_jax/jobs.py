@@ -34,12 +34,15 @@ _ARRAYS, _TOLD = "relevance.npz", "explanation.json"
 
 
 class Found(NamedTuple):
-    """One image's map: relevance (h, w), summed over channels; logits (k,); the rest scalars."""
+    """One image's map, of JAX or NumPy: relevance (h, w), summed over channels; logits (k,).
 
-    relevance: Array
-    logits: Array
-    total: Array
-    gap: Array
+    `total` and `gap` are scalars.
+    """
+
+    relevance: Any
+    logits: Any
+    total: Any
+    gap: Any
 
 
 class Program:
@@ -186,7 +189,8 @@ class ExplainImages:
         seen = self._input.cut(read(self._files[case]))
         x = jnp.asarray(self._input.normalised(seen)[None])
         told: dict[str, Any] = {"image": self._files[case].name}
-        maps, rules = {}, {}
+        maps: dict[str, np.ndarray] = {}
+        rules: dict[str, Any] = {}
         for rule in self._rules:
             found = self._programs[rule.label](x, self._target)
             if not (np.isfinite(found.relevance).all() and np.isfinite(found.logits).all()):
@@ -201,7 +205,7 @@ class ExplainImages:
                 seen, maps[rule.file], title=rule.label, subtitle=_subtitle(told, rule)
             )
             save_png(picture, folder / f"{rule.file}.png")
-        np.savez_compressed(folder / _ARRAYS, image=np.float32(seen), **maps)
+        np.savez_compressed(folder / _ARRAYS, allow_pickle=False, image=np.float32(seen), **maps)
         text = json.dumps(told, indent=2, ensure_ascii=False)
         (folder / _TOLD).write_text(text + "\n", encoding="utf-8")
         first = told["classes"][0]

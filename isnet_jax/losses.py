@@ -56,10 +56,10 @@ def gwrp(values: Array, decay: float) -> Array:
     if decay == 0:
         return values.max(-1)
     n = values.shape[-1]
-    weights = np.power(float(decay), np.arange(n)).astype(np.float32).astype(np.float64)
+    powers = np.power(float(decay), np.arange(n)).astype(np.float32).astype(np.float64)
     kept = min(n, math.ceil(math.log(NEGLIGIBLE) / math.log(decay)))
     ranked = jax.lax.top_k(values, kept)[0]
-    weights = jnp.asarray(weights[:kept] / weights.sum(), values.dtype)
+    weights = jnp.asarray(powers[:kept] / powers.sum(), values.dtype)
     # Not a matmul: accelerators would compute that in TF32 or bfloat16.
     return (ranked * weights.reshape((1,) * (ranked.ndim - 1) + (-1,))).sum(-1)
 

@@ -54,14 +54,14 @@ def confusion_matrix(
     return truth.T @ jax.nn.one_hot(predictions, num_classes, dtype=jnp.int32)
 
 
-def _square(confusion: Int[Array, "k k"]) -> Float[np.ndarray, "k k"]:
+def _square(confusion: Int[Array | np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     matrix = np.asarray(confusion, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"confusion matrix of shape {matrix.shape}, expected (k, k)")
     return matrix
 
 
-def accuracy(confusion: Int[Array, "k k"]) -> float:
+def accuracy(confusion: Int[Array | np.ndarray, "k k"]) -> float:
     """Share of right predictions in [0, 1], from counts (k, k); nan if nothing was counted.
 
     Raises:
@@ -72,7 +72,7 @@ def accuracy(confusion: Int[Array, "k k"]) -> float:
     return float(np.trace(matrix) / total) if total else float("nan")
 
 
-def precision_recall_f1(confusion: Int[Array, "k k"]) -> Float[np.ndarray, "k 3"]:
+def precision_recall_f1(confusion: Int[Array | np.ndarray, "k k"]) -> Float[np.ndarray, "k 3"]:
     """Precision, recall and F1 of each class: float64 (k, 3) from counts (k, k), rows truth.
 
     As in the original ISNet code, with 1e-6 added to each denominator, without its rounding to
@@ -90,7 +90,9 @@ def precision_recall_f1(confusion: Int[Array, "k k"]) -> Float[np.ndarray, "k 3"
     return np.stack([precision, recall, f1], axis=1)
 
 
-def macro_f1(confusion: Int[Array, "k k"], *, absent: Literal["zero", "ignore"] = "zero") -> float:
+def macro_f1(
+    confusion: Int[Array | np.ndarray, "k k"], *, absent: Literal["zero", "ignore"] = "zero"
+) -> float:
     """Unweighted mean of the classes' F1 (the papers' maF1), in [0, 1], from counts (k, k).
 
     Args:
@@ -151,7 +153,7 @@ def highest_density(
 
 
 def f1_intervals(
-    confusion: Int[Array, "k k"],
+    confusion: Int[Array | np.ndarray, "k k"],
     *,
     mass: float = 0.95,
     samples: int = 20_000,
@@ -196,7 +198,8 @@ def f1_intervals(
     every = np.concatenate([f1, f1.mean(axis=1, keepdims=True)], axis=1)
     low, high = highest_density(every, mass)
     table = np.stack([every.mean(axis=0), every.std(axis=0), low, high])
-    return F1Intervals(*table[:, :-1], macro=table[:, -1])
+    mean, deviation, low, high = table[:, :-1]
+    return F1Intervals(mean, deviation, low, high, macro=table[:, -1])
 
 
 # ---------------------------------------------------------------- ROC-AUC

@@ -47,7 +47,7 @@ def lay_out_squeezenet(archive: Path, folder: Path) -> None:
             kernel = kernel[:, :, ::-1]  # BGR -> RGB
         arrays[f"{name}.weight"] = np.transpose(kernel, (3, 2, 0, 1))
         arrays[f"{name}.bias"] = bias
-    np.savez(folder / "squeezenet1_1.npz", **arrays)
+    np.savez(folder / "squeezenet1_1.npz", allow_pickle=False, **arrays)
     (folder / "LICENSE").write_bytes(_read(archive, "/LICENSE"))
 
 
@@ -86,7 +86,9 @@ def _read(archive: Path, ending: str) -> bytes:
                 if member.isfile() and member.name.endswith(ending):
                     if member.size > _LARGEST:
                         raise ValueError(f"{archive.name}: {member.name} has {member.size} bytes")
-                    return tar.extractfile(member).read()
+                    stream = tar.extractfile(member)
+                    assert stream is not None  # a plain file has one
+                    return stream.read()
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{archive.name}: not a sound tar archive: {error}") from error
     raise ValueError(f"{archive.name} holds no file that ends with {ending!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from isnet_jax.isnet import variables
+from isnet_jax.models.backbone import Backbone
 from isnet_jax.models.convert import from_torch
 from isnet_jax.models.create import create
 
@@ -91,7 +92,7 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
                 "pip install 'isnet-touchstone-jax[weights]'"
             ) from error
         damage: tuple[type[Exception], ...] = (SafetensorError, ValueError)
-        load = load_file
+        load: Callable[[Path], Mapping[str, np.ndarray]] = load_file
     else:
         damage = (zipfile.BadZipFile, ValueError, EOFError, KeyError)
         load = _npz
@@ -124,7 +125,7 @@ def _checkpoint(folder: Path) -> Path | None:
     return max(steps, key=lambda p: int(p.name), default=None)
 
 
-def _from_checkpoint(step: Path, name: str | None, config: Mapping[str, Any]) -> nnx.Module:
+def _from_checkpoint(step: Path, name: str | None, config: Mapping[str, Any]) -> Backbone:
     import orbax.checkpoint as ocp
 
     try:

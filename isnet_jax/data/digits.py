@@ -68,8 +68,11 @@ def _markers(
 ) -> Splits:
     def drawn(part: str, mode: str, share: float = 1.0) -> dict[str, np.ndarray]:
         images = parts[part]
-        options = {"mode": mode, "kind": kind, "strength": share, "seed": seed}
-        return _columns(biased_digits(images.images, images.labels, **options))
+        return _columns(
+            biased_digits(
+                images.images, images.labels, mode=mode, kind=kind, strength=share, seed=seed
+            )
+        )
 
     arrays = {name: drawn(name, train_mode, strength) for name in (TRAIN, VAL)}
     for name in (TRAIN, VAL):
@@ -178,8 +181,16 @@ def coloured_mnist(
 
     def drawn(part: str, mode: str, share: float = 1.0) -> dict[str, np.ndarray]:
         images = parts[part]
-        options = {"mode": mode, "strength": share, "threshold": threshold, "seed": seed}
-        return _columns(coloured_digits(images.images, images.labels, **options))
+        return _columns(
+            coloured_digits(
+                images.images,
+                images.labels,
+                mode=mode,
+                strength=share,
+                threshold=threshold,
+                seed=seed,
+            )
+        )
 
     arrays = {name: drawn(name, train_mode, strength) for name in (TRAIN, VAL)}
     for name in (TRAIN, VAL):

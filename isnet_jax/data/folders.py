@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,10 +44,11 @@ def columns(
     made: dict[str, Any] = {"image": Pictures(paths, size, channels), "label": labels}
     if masks is not None:
         if isinstance(masks[0], Path):
-            check_opens(masks, f"{case}: mask")
-            made["mask"] = Masks(masks, size)
+            files = cast(Sequence[Path], masks)
+            check_opens(files, f"{case}: mask")
+            made["mask"] = Masks(files, size)
         else:
-            made["mask"] = Boxes(masks, size)
+            made["mask"] = Boxes(cast(Sequence[Sequence[tuple]], masks), size)
     return made
 
 

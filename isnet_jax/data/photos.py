@@ -53,6 +53,7 @@ def stanford_dogs(
     for name, files in parts.items():
         paths = [images / file for file in files]
         labels = np.asarray([label_of[file.split("/")[0]] for file in files], np.int32)
+        own: Sequence[Path] | Sequence[Sequence[tuple]] | None
         if masks == "boxes":
             own = [_boxes(root / "Annotation" / Path(file).with_suffix("")) for file in files]
         elif masks:

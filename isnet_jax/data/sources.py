@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def fashion_mnist(folder: str | Path | None = None) -> Images:
     return _from_idx(place, "fashion-mnist")
 
 
-def split(images: Images, *, fractions: tuple[float, float, float], seed: int) -> dict[str, Images]:
+def split(images: Images, *, fractions: Sequence[float], seed: int) -> dict[str, Images]:
     """Disjoint "train", "val" and "test" parts that together hold every image once.
 
     Every class is split in the same proportions (to the rounding), so a class-balanced source
@@ -132,9 +133,7 @@ def split(images: Images, *, fractions: tuple[float, float, float], seed: int) -
     return result
 
 
-def _shares(
-    images: Images, fractions: tuple[float, float, float], seed: int
-) -> tuple[float, float, float]:
+def _shares(images: Images, fractions: Sequence[float], seed: int) -> tuple[float, float, float]:
     """Legal fractions of what is not the official test set."""
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(

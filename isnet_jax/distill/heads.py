@@ -60,20 +60,22 @@ def with_teacher_head(
     for what, model in (("student", student), ("teacher", teacher)):
         if not hasattr(model, "average") or not hasattr(model, "classifier"):
             raise ValueError(f"{what} {type(model).__name__} has no `average` and `classifier`")
-    student, head = nnx.clone(student), nnx.clone(teacher.classifier)
-    have, want = student.classifier.in_features, head.in_features
-    cells = student.average.size**2
-    if student.average.size != teacher.average.size:
+    ours: Any = nnx.clone(student)
+    theirs: Any = teacher
+    head = nnx.clone(theirs.classifier)
+    have, want = ours.classifier.in_features, head.in_features
+    cells = ours.average.size**2
+    if ours.average.size != theirs.average.size:
         raise ValueError(
-            f"student pools to {student.average.size}, teacher to {teacher.average.size} cells "
+            f"student pools to {ours.average.size}, teacher to {theirs.average.size} cells "
             "a side: their heads read different grids"
         )
-    student.classifier = head
+    ours.classifier = head
     if have != want:
         if rngs is None:
             raise ValueError(f"student features {have}, teacher's {want}: the adapter needs rngs")
         adapter = Conv(have // cells, want // cells, (1, 1), rngs=rngs)
-        student.average = AdaptedPool(adapter, student.average)
+        ours.average = AdaptedPool(adapter, ours.average)
         # The classifier now reads what the adapter makes, of either sign.
-        student.rectified = None
-    return student
+        ours.rectified = None
+    return ours

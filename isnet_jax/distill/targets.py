@@ -66,6 +66,8 @@ def side(model: nnx.Module, method: Distillation) -> Side:
 class _DrawnReLU(ReLU):
     """A ReLU whose LRP factor takes one epsilon a sample."""
 
+    drawn: _Drawn
+
     def __call__(self, x: Array) -> Array:
         """Rectifies x (b, ...)."""
         epsilon = self.drawn.values.reshape(-1, *(1,) * (x.ndim - 1))
@@ -145,7 +147,8 @@ def _with_epsilon(graphdef: nnx.GraphDef, params: Tree, rest: Tree, epsilon: Arr
         model = nnx.merge(graphdef, params, rest)
         for _, layer in rule_layers(model):
             if layer.kind == "relu" and isinstance(layer.rule, Epsilon):
-                layer.__class__, layer.drawn = _DrawnReLU, _Drawn(epsilon)
+                changed: Any = layer
+                changed.__class__, changed.drawn = _DrawnReLU, _Drawn(epsilon)
         return model(x), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
     return f

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -56,7 +58,7 @@ def attach(model: nnx.Module, composite: Composite | str) -> nnx.Module:
     return composite.view(twin)
 
 
-def _adopt(module: nnx.Module, name: str) -> None:
+def _adopt(module: Any, name: str) -> None:
     """Turns a standard layer of the copy into ours: same variables, more static attributes."""
     convolution = isinstance(module, nnx.Conv | nnx.ConvTranspose)
     if convolution:
@@ -78,7 +80,7 @@ def _adopt(module: nnx.Module, name: str) -> None:
     if isinstance(module, layers.BatchNorm):
         module.statistics = "detach"
     if isinstance(module, transformer.InstanceNorm):
-        module.num_groups = module.num_features
+        module.num_groups = vars(module)["num_features"]  # flax's own field
 
 
 def _check_convolution(module: nnx.Conv | nnx.ConvTranspose, name: str) -> None:
@@ -96,7 +98,7 @@ def _check_convolution(module: nnx.Conv | nnx.ConvTranspose, name: str) -> None:
         raise ValueError(f"convolution {name}: {', '.join(refused)} has no rule")
 
 
-def _check_norm(module: nnx.Module, name: str) -> None:
+def _check_norm(module: Any, name: str) -> None:
     refused = []
     if module.dtype is not None:
         refused.append(f"dtype {jnp.dtype(module.dtype).name}")
@@ -114,7 +116,7 @@ def _check_norm(module: nnx.Module, name: str) -> None:
         raise ValueError(f"norm {name}: {', '.join(refused)} has no rule")
 
 
-def _padding(module: nnx.Module) -> str | tuple[tuple[int, int], ...]:
+def _padding(module: Any) -> str | tuple[tuple[int, int], ...]:
     """Flax's padding as pairs; a convolution's string stays, its pairs depend on the image."""
     rank, padding = len(module.kernel_size), module.padding
     if not isinstance(padding, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 from flax import nnx
 
@@ -193,12 +193,24 @@ class Composite:
                 )
 
 
-def rule_layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+class RuleLayer(Protocol):
+    """A layer that can carry a rule.
+
+    Attributes:
+        kind: what the layer computes, one of `Pass.kinds`.
+        rule: how relevance crosses it; None: by the plain derivative.
+    """
+
+    kind: str
+    rule: Rule | None
+
+
+def rule_layers(model: nnx.Module) -> Iterator[tuple[str, RuleLayer]]:
     """The (slash path, layer) pairs of a model that can carry a rule, in path order.
 
     A norm folded into its `Conv` is part of that unit and not listed.
     """
-    found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    found: dict[str, Any] = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model)}
     for path in sorted(found):
         parent = found.get(path.rpartition("/")[0])
         folded = path.rpartition("/")[2] == "norm" and hasattr(parent, "rule")
@@ -243,7 +255,7 @@ def _check_pattern(pattern: str) -> None:
         ) from None
 
 
-def _hit(pattern: str | type, path: str, layer: nnx.Module, roles: dict[str, str]) -> bool:
+def _hit(pattern: str | type, path: str, layer: RuleLayer, roles: dict[str, str]) -> bool:
     if isinstance(pattern, type):
         return isinstance(layer, pattern)
     if pattern == BEFORE_NORM:
@@ -260,10 +272,10 @@ def _promised(rule: Rule, path: str, model: nnx.Module) -> Rule:
     rectified = getattr(model, "rectified", None)
     if rectified is None or not hasattr(rule, "nonnegative") or not re.fullmatch(rectified, path):
         return rule
-    return dataclasses.replace(rule, nonnegative=True)
+    return dataclasses.replace(cast(Any, rule), nonnegative=True)
 
 
-def _check(rule: Rule, path: str, layer: nnx.Module, input_path: str | None) -> None:
+def _check(rule: Rule, path: str, layer: RuleLayer, input_path: str | None) -> None:
     if layer.kind not in rule.kinds:
         raise ValueError(
             f"rule {type(rule).__name__} is not defined for layer {path!r} of kind "

@@ -36,7 +36,7 @@ def absorbed(
     logits, pull = jax.vjp(f, x, {"into": zeros, "out": zeros})
     explained, pull_quantities = jax.vjp(quantities, logits)
 
-    def one(index: Array) -> Array:
+    def one(index: int) -> Array:
         selector = jnp.zeros_like(explained).at[index].set(1)
         pixels, sums = pull(*pull_quantities(selector))
         if terminal is not None:
@@ -50,7 +50,7 @@ def absorbed(
 
 def _without_inner(paths: Sequence[str], lost: Array) -> dict[str, Any]:
     """Takes from an outer layer's loss what layers inside it, also listed, have lost."""
-    inside = {path: [] for path in paths}
+    inside: dict[str, list[int]] = {path: [] for path in paths}
     for i, path in enumerate(paths):
         above = [other for other in paths if path.startswith(other + "/")]
         if above:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,15 @@ class TopProbability:
 Start = Logit | EachLogit | AllLogits | Selective | Stochastic | TopProbability
 
 
+class Quantity(Protocol):
+    """The structure of a `Start`, for explained quantities of one's own; hashable."""
+
+    def quantities(
+        self, logits: Array, classes: Array | None = None, rng: Array | None = None
+    ) -> Array:
+        """(m, b) explained quantities of logits (b, k)."""
+
+
 # ---------------------------------------------------------------- the core
 
 
@@ -156,7 +165,7 @@ class Maps(NamedTuple):
 def relevance(
     f: Callable[..., tuple[Array, Any]],
     x: Array,
-    start: Start,
+    start: Quantity,
     *,
     terminal: bool,
     classes: Array | None = None,
@@ -282,7 +291,7 @@ def explain(
         raise ValueError("x has non-finite values (NaN or infinity)")
     _check_box(composite, model, x)
     start, classes = _target(target, x.shape[0])
-    twin = composite.view(model)
+    twin: Any = composite.view(model)
     twin.eval()
     graphdef, state = nnx.split(twin)
     maps = _explain(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from flax import nnx
 
 from isnet_jax.legal import check
 from isnet_jax.lrp import maps, ops
-from isnet_jax.lrp.rules import Epsilon, Norm, Pass, Rule, along_channels
+from isnet_jax.lrp.rules import Epsilon, Linear, Norm, Pass, Rule, along_channels
 
 Array = jax.Array
 
@@ -125,7 +126,9 @@ class BatchNorm(nnx.BatchNorm):
         beta = jnp.zeros_like(mean) if self.bias is None else self.bias[...]
         return mean, gamma, inverse, beta
 
-    def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
+    def __call__(  # type: ignore[override]  # no masks here
+        self, x: Array, use_running_average: bool | None = None
+    ) -> Array:
         """Normalises x (..., c), by the running averages if told so here or by `eval`."""
         if use_running_average is None:
             return _linear_unit(self.rule, None, x, None, None, self)
@@ -193,15 +196,15 @@ class Conv(nnx.Conv):
     def linear(self, x: Array) -> maps.ConvMap:
         """The bilinear map of this layer at x (b, *space, in): "SAME" depends on the size."""
         rank = len(self.kernel_size)
-        strides, dilation = sides(self.strides, rank), sides(self.kernel_dilation, rank)
-        padding = self.padding
+        strides, dilation = sides(self.strides or 1, rank), sides(self.kernel_dilation or 1, rank)
+        padding: Any = self.padding  # of flax's forms ours are a string or one entry an axis
         if isinstance(padding, str):
             window = [d * (k - 1) + 1 for d, k in zip(dilation, self.kernel_size, strict=True)]
             padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
         pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
         return maps.ConvMap(strides, pairs, dilation, self.feature_group_count, self.rounding)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no output sharding
         """Applies the unit to x (b, *space, in)."""
         if x.ndim != len(self.kernel_size) + 2 or x.shape[-1] != self.in_features:
             raise ValueError(
@@ -271,7 +274,8 @@ class ConvTranspose(nnx.ConvTranspose):
         rank = len(self.kernel_size)
         strides, dilation = (sides(v or 1, rank) for v in (self.strides, self.kernel_dilation))
         full = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
-        pads = [(f - low, f - high) for f, (low, high) in zip(full, self.padding, strict=True)]
+        padding = cast(Sequence[tuple[int, int]], self.padding)  # of flax's forms the one of pairs
+        pads = [(f - low, f - high) for f, (low, high) in zip(full, padding, strict=True)]
         conv = maps.ConvMap(strides, tuple(pads), dilation, 1, self.rounding)
         size = tuple(
             (n - 1) * s + f + 1 - low - high
@@ -316,7 +320,7 @@ class Dense(nnx.Linear):
         self.rule: Rule | None = None
         self.rounding: maps.Rounding | None = None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no output sharding
         """Applies the layer to x (..., in)."""
         bias = None if self.bias is None else self.bias[...]
         return _linear_unit(self.rule, maps.MatMap(self.rounding), x, self.kernel[...], bias, None)
@@ -324,14 +328,14 @@ class Dense(nnx.Linear):
 
 def _linear_unit(
     rule: Rule | None,
-    linear: maps.ConvMap | maps.MatMap | None,
+    linear: Linear | None,
     x: Array,
     w: Array | None,
     b: Array | None,
     norm: BatchNorm | None,
 ) -> Array:
     """``norm(linear(x, w) + b)`` with the rule on the result; ``linear=None`` is the norm alone."""
-    u = x if linear is None else linear(x, w)
+    u = x if linear is None or w is None else linear(x, w)
     biased = u if b is None else u + along_channels(b, u.ndim)
     if norm is None:
         fold = _Fold(w, b, None)
@@ -383,6 +387,7 @@ class _Fold:
     def weight_and_bias(self) -> tuple[Array, Array | None]:
         """The folded weight (out channels last) and bias (c,)."""
         if self.norm is None:
+            assert self.w is not None  # a norm or a weight there is
             return self.w, self.b
         mean, gamma, inverse, beta = self.norm
         scale = gamma * inverse

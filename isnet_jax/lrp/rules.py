@@ -63,6 +63,11 @@ class Rule:
     terminal: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def detach_bias(self) -> bool:
+        """Whether biases and folded norms are constants of the map; rules without it: no."""
+        return False
+
     def explained(self, linear: Linear, x: Array, w: Array, b: Array | None, z: Array) -> Array:
         """The output value that relevance = multiplier * value refers to."""
         return z
@@ -252,7 +257,7 @@ class Gamma(Rule):
         """Multiplier at the input, shape of ``x``, from the relevance at the output."""
         w_up, w_down = w + self.gamma * jnp.maximum(w, 0), w + self.gamma * jnp.minimum(w, 0)
         up, down = jnp.maximum(x, 0), jnp.minimum(x, 0)
-        result = 0
+        result: Array | float = 0
         for mine, own, other, part in (
             (z > 0, w_up, w_down, jnp.maximum),
             (z < 0, w_down, w_up, jnp.minimum),
@@ -265,7 +270,7 @@ class Gamma(Rule):
             if not self.nonnegative:
                 pulled = jnp.where(x >= 0, pulled, linear.pull(s, other, x.shape))
             result = result + pulled
-        return result
+        return jnp.asarray(result)
 
 
 @dataclass(frozen=True)
@@ -281,7 +286,6 @@ class WSquare(Rule):
 
     epsilon: float = 0.0
     bias: str = "ignore"
-    detach_bias: ClassVar[bool] = False
     terminal: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"conv", "dense"})
 

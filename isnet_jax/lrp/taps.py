@@ -104,7 +104,7 @@ def zero_outputs(
 
 
 @contextmanager
-def _replaced(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> Iterator[None]:
+def _replaced(model: nnx.Module, layers: Mapping[str, Any]) -> Iterator[None]:
     """``layers`` (path -> wrapper with the attribute `layer`) in the model's places."""
     # Inner ones first, and last on the way back: an outer wrapper hides what is inside it.
     order = sorted(layers, key=lambda path: -path.count("/"))

@@ -24,7 +24,7 @@ from isnet_jax.lrp.rules import CPLRP, AttnLRP, Rule, along_channels
 Array = jax.Array
 
 
-def _normalise(layer: nnx.Module, x: Array, axes: tuple[int, ...]) -> Array:
+def _normalise(layer: LayerNorm | GroupNorm, x: Array, axes: tuple[int, ...]) -> Array:
     """``(x - mean) / sigma`` over ``axes``; under AttnLRP sigma is a constant of the map."""
     mean = x.mean(axes, keepdims=True)
     variance = jnp.square(x - mean).mean(axes, keepdims=True)
@@ -34,7 +34,7 @@ def _normalise(layer: nnx.Module, x: Array, axes: tuple[int, ...]) -> Array:
     return (x - mean) * inverse
 
 
-def _affine(layer: nnx.Module, x: Array) -> Array:
+def _affine(layer: LayerNorm | GroupNorm, x: Array) -> Array:
     x = x if layer.scale is None else x * along_channels(layer.scale[...], x.ndim)
     return x if layer.bias is None else x + along_channels(layer.bias[...], x.ndim)
 
@@ -48,7 +48,7 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(features, epsilon=epsilon, rngs=rngs)
         self.rule: Rule | None = None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no masks here
         """Normalises x (..., c)."""
         return _affine(self, _normalise(self, x, (x.ndim - 1,)))
 
@@ -64,7 +64,7 @@ class GroupNorm(nnx.GroupNorm):
         super().__init__(features, num_groups=groups, epsilon=epsilon, rngs=rngs)
         self.rule: Rule | None = None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no masks here
         """Normalises x (b, *space, c)."""
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
         axes = (*range(1, x.ndim - 1), x.ndim)

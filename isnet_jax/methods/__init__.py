@@ -33,8 +33,11 @@ METHODS = tuple(
     )
 )
 # What else can name several findings in one image.
-MULTI_LABEL = (*PLAIN, "original", "dual", "grad_x_input", "ag_sononet", "multitask_unet")
-MULTI_LABEL += ("pipeline", "ham", "gals")
+MULTI_LABEL = (
+    *PLAIN,
+    *("original", "dual", "grad_x_input", "ag_sononet", "multitask_unet"),
+    *("pipeline", "ham", "gals"),
+)
 
 
 class Method(Protocol):

@@ -58,7 +58,7 @@ class Distilled:
         self.network = Network(make)
         self._student = distill.side(self.network.abstract, self._method)
         self._teacher = distill.side(self.teacher.network.abstract, self._method)
-        self.columns = KEPT if self._kept else self.teacher.columns
+        self.columns: tuple[str, ...] = KEPT if self._kept else self.teacher.columns
 
     def init(self, rngs: nnx.Rngs) -> State:
         """See `isnet_jax.methods.Method`; the teacher's state is "teacher"."""

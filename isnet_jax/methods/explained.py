@@ -71,7 +71,7 @@ class Explained:
         layers = 1 + len(supervised) if self.isnet.deep else 1
         shape = (layers, len(self.isnet.parts), 2)
         self._cuts = np.broadcast_to(np.asarray(cuts, np.float32), shape)
-        self.columns = ("mask",)
+        self.columns: tuple[str, ...] = ("mask",)
 
     def init(self, rngs: nnx.Rngs) -> State:
         """See `isnet_jax.methods.Method`; "cuts" (layers, parts, 2) too."""
@@ -101,7 +101,8 @@ class Explained:
 
         The heatmaps of the last fifth of its steps count (the last of five epochs).
         """
-        if self._tune is None:
+        tune = self._tune
+        if tune is None:
             return state
         graphs, totals = self.network.graphs, []
         # As replicated as the cuts are, so that every host can read all of it.
@@ -111,14 +112,14 @@ class Explained:
         )
 
         def watched(params: Any, rest: Any, i: int, batch: dict[str, Array]) -> None:
-            if i >= self._tune.steps * 4 // 5:
+            if i >= tune.steps * 4 // 5:
                 totals.append(np.asarray(total(params, rest, batch["image"])))
 
         def plain(params: Any, rest: Any, batch: dict[str, Array], rng: Array) -> tuple:
             loss, (_, rest) = isnet.objective(graphs, params, rest, batch, None)
             return loss, rest
 
-        self._tune.run(plain, state["params"], state["rest"], batches, seed=0, watch=watched)
+        tune.run(plain, state["params"], state["rest"], batches, seed=0, watch=watched)
         every = np.concatenate(totals, axis=-1)  # (layers, parts, samples)
         cuts = np.asarray([[tune_cuts(part) for part in layer] for layer in every], np.float32)
         return {**state, "cuts": jax.device_put(cuts, state["cuts"].sharding)}

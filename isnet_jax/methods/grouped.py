@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from isnet_jax.methods.fit import Batches, Fit
 from isnet_jax.methods.network import Array, Network, State, maker
 from isnet_jax.methods.setting import Setting
 
-KINDS = {
+KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "irm": (irm.IRM, irm.objective),
     "group_dro": (group_dro.GroupDRO, group_dro.objective),
     "pgi": (pgi.PGI, pgi.objective),
@@ -59,7 +59,7 @@ class Grouped:
         self.network = Network(make)
         if not hasattr(self.network.abstract, "average"):
             raise ValueError(f"{kind}: model {setting.model['name']!r} has no layer `average`")
-        self.columns = ("index",)
+        self.columns: tuple[str, ...] = ("index",)
 
     def init(self, rngs: nnx.Rngs) -> State:
         """See `isnet_jax.methods.Method`; "groups" (n,), "step" and, of GroupDRO, "weights"."""

@@ -41,7 +41,8 @@ class Plain:
     def __init__(self, setting: Setting, kind: str, options: Mapping[str, Any]) -> None:
         settings, self._objective = KINDS[kind]
         self._method = call("method", kind, {kind: settings}, options)
-        classes, logits = setting.num_classes, plain_logits
+        classes = setting.num_classes
+        logits: Callable[[Any], Array] = plain_logits
         if kind == "ham":
             # The normal class has no logit of its own.
             classes -= self._method.normal is not None

@@ -39,7 +39,7 @@ class Segmented:
         self._segmenter = Segmenter(setting, own.get("segmenter", {}), fit)
         make = maker(setting.model, setting.num_classes, setting.channels, setting.compute)
         self.network = Network(make, seen=self._seen)
-        self.columns = ("mask",)
+        self.columns: tuple[str, ...] = ("mask",)
 
     def _seen(self, state: State, x: Array) -> Array:
         mask = self._segmenter.mask(state["segmenter"], x, self._method.threshold)

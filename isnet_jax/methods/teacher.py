@@ -113,16 +113,18 @@ class Teacher:
         self._stored = None
         if kind == "stored":
             told = {"num_classes": setting.num_classes, "in_channels": setting.channels}
-            self._stored = load_model(**{**model, **told, "weights": self.settings.weights})
-        make = maker(model, setting.num_classes, setting.channels)
-        self.network = Network(make if self._stored is None else lambda rngs: self._stored)
+            stored = load_model(**{**model, **told, "weights": self.settings.weights})
+            self._stored, make = stored, lambda rngs: stored
+        else:
+            make = maker(model, setting.num_classes, setting.channels)
+        self.network = Network(make)
         self._fit = Fit(self.settings.steps, self.settings.learning_rate)
         self._segmenter = None
         if kind == "pipeline":
             fit = Fit(self.settings.segmenter_steps, self.settings.learning_rate)
             self._segmenter = Segmenter(setting, self.settings.segmenter, fit)
         needs = {"privileged": "privileged", "masked": "mask", "pipeline": "mask"}
-        self.columns = (needs[kind],) if kind in needs else ()
+        self.columns: tuple[str, ...] = (needs[kind],) if kind in needs else ()
 
     def init(self, rngs: nnx.Rngs) -> State:
         """Fresh "params", "rest" and, of a pipeline, "segmenter"."""
@@ -161,5 +163,8 @@ class Teacher:
         x, kind = batch["image"], self.settings.kind
         if kind in ("privileged", "stored"):
             return x
-        mask = batch["mask"] if kind == "masked" else self._segmenter.mask(state["segmenter"], x)
+        if self._segmenter is None:
+            mask = batch["mask"]
+        else:
+            mask = self._segmenter.mask(state["segmenter"], x)
         return pipeline.masked(x, mask, self.settings.fill)

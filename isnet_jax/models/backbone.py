@@ -36,13 +36,17 @@ class Backbone(nnx.Module):
     before_norm: str | None = None
     rectified: str | None = None
     torch_sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
-    torch_flattened: Mapping[str, tuple[int, ...]] = {}
     torch_renamed: ClassVar[tuple[str, str] | None] = None
 
     @property
     def supervised(self) -> tuple[str, ...]:
         """See the class."""
         return ()
+
+    @property
+    def torch_flattened(self) -> Mapping[str, tuple[int, ...]]:
+        """See the class."""
+        return {}
 
     def torch_arrays(self) -> dict[str, str]:
         """Torchvision key -> path of a parameter that we keep in torch's own layout."""

@@ -6,7 +6,6 @@ to a family stands in its own file, as `Backbone.torch_names` and its neighbours
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from isnet_jax.legal import check
+from isnet_jax.models.backbone import Backbone
 from isnet_jax.models.create import MODELS, create
 from isnet_jax.models.dropout import RandomStream
 
@@ -53,13 +53,13 @@ class Fit(NamedTuple):
         config: all arguments of `create` but ``rngs``.
     """
 
-    model: nnx.Module
+    model: Backbone
     places: dict[str, Place]
     arrays: Mapping[str, Any]
     config: dict[str, Any]
 
 
-def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) -> nnx.Module:
+def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: Any) -> Backbone:
     """A model with the weights of a torchvision-named state dict.
 
     Args:
@@ -84,7 +84,7 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
     return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
 
 
-def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
+def fit(name: str, arrays: Mapping[str, Any], **config: Any) -> Fit:
     """Where each key of a state dict goes; `from_torch` without the arrays.
 
     Args:
@@ -122,7 +122,7 @@ def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
     return Fit(model, places, arrays, config)
 
 
-def torch_places(model: nnx.Module) -> tuple[dict[str, Place], set[str]]:
+def torch_places(model: Backbone) -> tuple[dict[str, Place], set[str]]:
     """Key -> place for every array of a `Backbone`, and the keys that carry nothing we need."""
     modules = {"/".join(map(str, path)): (path, m) for path, m in nnx.iter_modules(model)}
     places, counters = {}, set()
@@ -141,7 +141,7 @@ def torch_places(model: nnx.Module) -> tuple[dict[str, Place], set[str]]:
             places[f"{theirs}.{field}"] = Place(shape, (*path, attribute), grid)
     for theirs, ours in model.torch_arrays().items():
         path = tuple(ours.split("/"))
-        shape = functools.reduce(getattr, path, model).shape
+        shape = _at(model, path).shape
         places[theirs] = Place(shape, path, None, kept=True)
     return places, counters
 
@@ -151,6 +151,13 @@ def _family(name: str) -> Any:
     families = {n: f for n, f in families.items() if getattr(f, "torch_sizes", None)}
     check("model with torch weights", name, families)
     return families[name]
+
+
+def _at(model: Backbone, path: Path) -> Any:
+    found: Any = model
+    for name in path:
+        found = getattr(found, name)
+    return found
 
 
 def _renamed(
@@ -179,7 +186,7 @@ def _ours(value: np.ndarray, grid: tuple[int, ...] | None) -> np.ndarray:
     return np.transpose(value, (*range(2, value.ndim), 1, 0))
 
 
-def _random_streams(name: str, config: Mapping[str, object]) -> dict[Path, jax.Array]:
+def _random_streams(name: str, config: Mapping[str, Any]) -> dict[Path, jax.Array]:
     """The state that no state dict holds: dropout's random streams, freshly seeded."""
 
     @jax.jit  # the compiler drops the parameters that nobody asked for

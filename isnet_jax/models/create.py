@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from flax import nnx
 
 from isnet_jax.legal import call
+from isnet_jax.models.backbone import Backbone
 from isnet_jax.models.densenet import DenseNet
 from isnet_jax.models.resnet import ResNet
 from isnet_jax.models.simple_cnn import SimpleCNN
@@ -18,7 +20,7 @@ from isnet_jax.models.vit import ViT
 _VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 # A family's own name leaves its depths to the caller.
-MODELS: dict[str, Callable[..., nnx.Module]] = {
+MODELS: dict[str, Callable[..., Backbone]] = {
     "simple_cnn": SimpleCNN,
     "resnet": ResNet,
     "resnet18": partial(ResNet, block="basic", depths=(2, 2, 2, 2)),
@@ -38,7 +40,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def create(name: str, *, num_classes: int, rngs: nnx.Rngs, **config: object) -> nnx.Module:
+def create(name: str, *, num_classes: int, rngs: nnx.Rngs, **config: Any) -> Backbone:
     """A freshly initialised classifier: (b, h, w, c) to logits (b, num_classes).
 
     Args:

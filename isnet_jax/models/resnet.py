@@ -71,7 +71,8 @@ class Bottleneck(nnx.Module):
         return self.relu3(self.add(branch, x if self.shortcut is None else self.shortcut(x)))
 
 
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+Block = BasicBlock | Bottleneck
+BLOCKS: dict[str, type[Block]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(Backbone):
@@ -134,7 +135,7 @@ class ResNet(Backbone):
         self.pool = MaxPool((3, 3), strides=2, padding=1) if large else None
         stages = []
         for i, depth in enumerate(depths):
-            blocks = []
+            blocks: list[Block] = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(make(features, width * 2**i, stride, rngs=rngs))

@@ -14,10 +14,10 @@ NAN = float("nan")
 POOLS = ("sum", "abs", "positive")
 
 
-def pixels(relevance: Array, pool: str) -> Array:
+def pixels(relevance: Array | np.ndarray, pool: str) -> Array:
     """One value a pixel: (b, n) of relevance (b, *space, c)."""
     check("pool", pool, POOLS)
-    relevance = relevance.astype(single(relevance.dtype))
+    relevance = jnp.asarray(relevance, single(relevance.dtype))
     value = (jnp.abs(relevance) if pool == "abs" else relevance).sum(-1)
     value = jax.nn.relu(value) if pool == "positive" else value
     return value.reshape(value.shape[0], -1)
@@ -34,19 +34,19 @@ def single(dtype: np.dtype) -> np.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
 
 
-def inside_of(relevance: Array, mask: Array, what: str) -> Array:
+def inside_of(relevance: Array | np.ndarray, mask: Array | np.ndarray, what: str) -> Array:
     """The mask as booleans (b, n): any value above 0 is inside."""
     if relevance.ndim < 3 or mask.shape != (*relevance.shape[:-1], 1):
         raise ValueError(
             f"{what}: relevance {relevance.shape} and mask {mask.shape}, "
             "expected (b, *space, c) and (b, *space, 1)"
         )
-    return (mask > jnp.zeros((), mask.dtype)).reshape(mask.shape[0], -1)
+    return jnp.reshape(mask > jnp.zeros((), mask.dtype), (mask.shape[0], -1))
 
 
 def settle(
     score: Array,
-    relevance: Array,
+    relevance: Array | np.ndarray,
     zero_map: float | Array,
     inside: Array | None = None,
     empty_mask: float | Array = NAN,
