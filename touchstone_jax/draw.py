@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WINDOW_HU = (-160.0, 240.0)
 """HU shown as black and white: an abdominal window, level 40, width 400."""
 
-AXIAL_SIDE = 320
+AXIAL_SIDE, LONGEST_SIDE = 320, 2000
 _OPACITY, _GAP, _LINE = 0.45, 8, 16
 
 
@@ -46,7 +46,8 @@ def draw_labels(
     """An axial, a coronal and a sagittal slice, without and with labels, and a legend, as PIL.
 
     Each slice is the one that shows most labelled voxels, of equals the lowest; the middle one
-    where nothing is labelled.
+    where nothing is labelled. An axial slice is `AXIAL_SIDE` pixels wide, or less where another
+    side would have more than `LONGEST_SIDE` (a CT cropped to a few columns).
 
     Args:
         hu: canonical axes.
@@ -62,7 +63,8 @@ def draw_labels(
     if hu.shape != labels.shape:
         raise ValueError(f"labels {labels.shape} on a CT of {hu.shape}; expected the same shape")
     palette = colours(1 + max([*names.values(), int(labels.max(initial=0))]))
-    scale = AXIAL_SIDE / max(hu.shape[0] * spacing_mm[0], 1e-6)
+    extents = [n * mm for n, mm in zip(hu.shape, spacing_mm, strict=True)]
+    scale = min(AXIAL_SIDE / extents[0], LONGEST_SIDE / max(extents))
     panels = []
     for axis in (2, 1, 0):
         at = _fullest(labels, axis)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from touchstone_jax.io.geometry import Geometry, canonical
 from touchstone_jax.labels.scheme import Scheme
@@ -98,12 +98,16 @@ class Prompts:
             source: the stored grid of its CT.
             shape: voxels (x, y, z) of the prepared image.
             window: voxels (x, y, z).
+
+        Raises:
+            ValueError: a point outside of the CT, or a box that has no part of it.
         """
         if "task" in self._kinds:
             task = {"task": np.int32(self._task)}
             return lambda corner, flips: task
         organs = self._placed(self._cases.get(case, {}), source, shape)
         named = np.array([name in self._organs for name in self._labels.classes])
+        self._refuse_outside(case, source)
 
         def told(corner: Sequence[int], flips: Sequence[bool]) -> Arrays:
             made = [_in_window(*one, self._most, corner, flips, window) for one in organs]
@@ -113,6 +117,23 @@ class Prompts:
 
         return told
 
+    def _refuse_outside(self, case: str, source: Geometry) -> None:
+        """Places in other coordinates (voxels, LPS) would else find nothing, in silence."""
+        shape = source.reoriented(canonical(source)).shape
+        for organ, (points, box) in self._cases.get(case, {}).items():
+            places = _voxels(points[:, :3], source, shape)
+            if (out := ~_overlap(places, places, shape)).any():
+                given = f"point {points[out][0, :3].tolist()}"
+            elif box is not None and not _overlap(*_box_voxels(box, source, shape), shape):
+                given = f"box {box.ravel().tolist()}"
+            else:
+                continue
+            low, high = (end.round(1).tolist() for end in _ends_mm(source))
+            raise ValueError(
+                f"{self._told}: {case}, {organ}: {given} is outside of the CT, which reaches from "
+                f"{low} to {high} mm"
+            )
+
     def _placed(
         self, asked: Mapping[str, Any], source: Geometry, shape: Sequence[int]
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
@@ -121,11 +142,7 @@ class Prompts:
         for organ in self._labels.classes:
             points, box = asked.get(organ, (np.zeros((0, 4)), None))
             points = np.concatenate([_voxels(points[:, :3], source, shape), points[:, 3:]], axis=1)
-            if box is not None:
-                corners = np.array(list(itertools.product(*box.T)))
-                corners = _voxels(corners, source, shape)
-                box = np.stack([corners.min(0), corners.max(0)])
-            found.append((points, box))
+            found.append((points, None if box is None else _box_voxels(box, source, shape)))
         return found
 
     def _checked(
@@ -194,6 +211,28 @@ def _voxels(
     return (found + 0.5) * np.divide(shape, grid.shape) - 0.5
 
 
+def _box_voxels(
+    box: Float64[np.ndarray, "2 3"], source: Geometry, shape: Sequence[int]
+) -> Float64[np.ndarray, "2 3"]:
+    """First and last voxel of a box in mm; of an oblique CT those around it."""
+    corners = _voxels(np.array(list(itertools.product(*box.T))), source, shape)
+    return np.stack([corners.min(0), corners.max(0)])
+
+
+def _ends_mm(source: Geometry) -> Float64[np.ndarray, "2 3"]:
+    """The lowest and the highest x, y and z of a CT's voxels, outermost borders included."""
+    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in source.shape))))
+    corners = corners @ source.affine[:3, :3].T + source.affine[:3, 3]
+    return np.stack([corners.min(0), corners.max(0)])
+
+
+def _overlap(
+    first: Float64[np.ndarray, "*n 3"], last: Float64[np.ndarray, "*n 3"], size: Sequence[int]
+) -> Bool[np.ndarray, "*n"]:
+    """Whether a part of what lies between two voxels is in a volume of that size."""
+    return ((last > -0.5) & (first < np.array(size) - 0.5)).all(-1)
+
+
 def _in_window(
     points: Float64[np.ndarray, "n 4"],
     box: Float64[np.ndarray, "2 3"] | None,
@@ -207,12 +246,11 @@ def _in_window(
     last = np.array(window) - 1
     at = points[:, :3] - corner
     at = np.where(flips, last - at, at)
-    inside = ((at > -0.5) & (at < last + 0.5)).all(1)
+    inside = _overlap(at, at, window)
     places[: inside.sum()], signs[: inside.sum()] = at[inside], points[inside, 3]
     if box is None:
         return places, signs, np.zeros(6, np.float32), np.bool_(False)
     ends = box - corner
     ends = np.sort(np.where(flips, last - ends, ends), axis=0)
-    seen = ((ends[1] > -0.5) & (ends[0] < last + 0.5)).all()
-    ends = np.clip(ends, 0, last)
-    return places, signs, ends.reshape(6).astype(np.float32), np.bool_(seen)
+    seen = np.bool_(_overlap(*ends, window))
+    return places, signs, np.clip(ends, 0, last).reshape(6).astype(np.float32), seen

@@ -49,5 +49,12 @@ def test_nothing_labelled_and_unequal_shapes():
         draw.draw_labels(hu, labels[..., 1:], (1.0, 1.0, 1.0), NAMES)
 
 
+def test_a_ct_of_a_few_columns_makes_no_huge_picture():
+    hu = np.zeros((4, 64, 50), np.float32)
+    labels = np.zeros(hu.shape, np.uint8)
+    sheet = np.asarray(draw.draw_labels(hu, labels, (1.0, 8.0, 8.0), NAMES))
+    assert sheet.shape[0] == 2 * draw.LONGEST_SIDE + 2 * 8 and sheet.shape[1] > 1000
+
+
 def test_many_labels_have_many_colours():
     assert len({tuple(c) for c in draw.colours(30)[1:]}) == 29

@@ -265,6 +265,10 @@ def test_bad_images(plain: SlidingWindow, image: np.ndarray, told: str) -> None:
         ({"network": lambda x: {"a": x}}, "network makes dict"),
         ({"network": lambda x: jnp.zeros((*x.shape[:4], 257))}, "257 classes"),
         ({"head": lambda x: jax.nn.softmax(jnp.concatenate([x, 2 * x], 4))}, "head is not linear"),
+        (
+            {"head": lambda x: x + jnp.roll(x, 1, 1)},
+            "head is not the same for a voxel whatever is beside it",
+        ),
     ],
 )
 def test_bad_arguments(options: dict, told: str) -> None:

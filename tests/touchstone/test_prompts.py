@@ -22,6 +22,10 @@ from touchstone_jax.prompts import Prompts
 
 PLACES = {"organs": None, "points": None, "boxes": None}
 POINT = {"liver": {"points": [[1.0, 2.0, 3.0, 1]]}}
+# Stored as LPS, voxels of 2 x 2 x 4 mm; voxel 0 is at x = 38, y = 38, z = -20.
+CT = Geometry(
+    (20, 20, 12), np.array([[-2.0, 0, 0, 38], [0, -2, 0, 38], [0, 0, 4, -20], [0, 0, 0, 1]])
+)
 
 
 @pytest.mark.parametrize(
@@ -64,17 +68,14 @@ def test_a_task_is_told_to_every_window():
 
 @pytest.fixture
 def told():
-    """A CT stored as LPS, voxels of 2 x 2 x 4 mm, prepared to half as many along x and y."""
-    affine = np.diag([-2.0, -2.0, 4.0, 1.0])
-    affine[:3, 3] = (38.0, 38.0, -20.0)  # voxel 0 is at x = 38, y = 38, z = -20
-    ct = Geometry((20, 20, 12), affine)
+    """What is told of `CT`, prepared to half as many voxels along x and y."""
     asked = {
         # Voxel 4 along canonical x is at 8 mm, i.e. 1.75 of the prepared image.
         "liver": {"points": [[8.0, 8.0, -8.0, 1], [8.0, 8.0, 24.0, 0]]},
         "aorta": {"box": [30.0, 2.0, 4.0, 6.0, 10.0, -12.0]},
     }
     prompts = Prompts({"organs": ["spleen"], "cases": {"a": asked}}, PLACES, SCHEME)
-    return prompts.of_windows("a", ct, (10, 10, 12), (8, 8, 6))
+    return prompts.of_windows("a", CT, (10, 10, 12), (8, 8, 6))
 
 
 def test_millimetres_become_voxels_of_the_window(told):
@@ -95,6 +96,20 @@ def test_mirrored_windows_mirror_places(told):
     made = told((0, 1, 2), (True, False, True))
     np.testing.assert_allclose(made["points"][liver, 0], (7 - 1.75, 0.75, 5 - 1.0))
     np.testing.assert_allclose(made["boxes"][aorta], (0, 0, 1, 7 - 1.25, 1.25, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"points": [[0.0, 0.0, 0.0, 1], [-8.0, 8.0, 0.0, 1]]}, r"point \[-8.0, 8.0, 0.0\]"),
+        ({"box": [0.0, 0.0, 27.0, 9.0, 9.0, 90.0]}, r"box \[0.0, 0.0, 27.0, 9.0, 9.0, 90.0\]"),
+    ],
+)
+def test_places_outside_of_the_ct_are_refused(asked, said):
+    prompts = Prompts({"cases": {"a": {"liver": asked}}}, PLACES, SCHEME)
+    ends = r"from \[-1.0, -1.0, -22.0\] to \[39.0, 39.0, 26.0\] mm"
+    with pytest.raises(ValueError, match=f"prompts: a, liver: {said} is outside of the CT.*{ends}"):
+        prompts.of_windows("a", CT, (10, 10, 12), (8, 8, 6))
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 13), (5, 6, 4)])

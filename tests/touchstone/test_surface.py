@@ -316,6 +316,7 @@ ONES = np.ones((3, 3), bool)
         ((ONES, ONES, (1, 0), 1), {}, r"spacing_mm=\(1.0, 0.0\); expected positive, finite mm"),
         ((ONES, ONES, (1, NAN), 1), {}, "expected positive, finite mm"),
         ((ONES, ONES, (1, "a"), 1), {}, "spacing_mm=.*; expected numbers in mm"),
+        ((ONES, ONES, None, 1), {}, "spacing_mm=None; expected numbers in mm"),
         ((ONES, ONES, (1, 1), -1), {}, r"tolerance_mm=\(-1.0,\); expected 0 or more mm"),
         ((ONES, ONES, (1, 1), NAN), {}, "expected 0 or more mm"),
         ((ONES, ONES, (1, 1), [1, 2]), {}, "tolerance_mm has 2 values; expected 1 or 1"),

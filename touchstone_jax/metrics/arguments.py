@@ -78,6 +78,8 @@ def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if traced:
         raise ValueError(f"{name} is traced by jit or vmap; it must be numbers known before")
     try:
+        if values is None:  # to NumPy a NaN
+            raise TypeError
         return tuple(float(v) for v in np.asarray(values, np.float64).reshape(-1))
     except (TypeError, ValueError):
         raise ValueError(f"{name}={values!r}; expected numbers in mm") from None
