@@ -18,6 +18,7 @@ Expected  accuracy in %, mean ± sd of 3 seeds; last the heatmap's % in the fore
           pipeline          97.1 ± 0.4   97.1 ± 0.4   97.1 ± 0.4   100 / 100 / 100
           rrr               97.8 ± 0.7   83.9 ± 6.1   73.1 ± 12.4   88 / 100 / 91
           gals              99.3 ± 0.5   63.9 ± 10.2  49.3 ± 16.0   81 / 100 / 84
+          extended_gain     73.6 ± 4.6   53.9 ± 1.8   51.3 ± 3.7
           multitask_unet   100.0 ± 0.0   14.0 ± 6.9    1.9 ± 1.7    61 / 100 / 64
           vit              100.0 ± 0.1    9.6 ± 1.6    0.2 ± 0.2    91 / 100 / 91
           fashion: biased / standard / deceiving clothes
