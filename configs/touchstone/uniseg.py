@@ -3,6 +3,8 @@
 Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
           python -m launch VERB --config configs/touchstone/uniseg.py --workdir runs/uniseg
 Argument  folder of another prepared data set: uniseg.py:DIR
+Prompt    with --config.task.model.tasks=9 it learns the channel of one task, 0; a prediction takes
+          another by --config.jobs.predict.prompts=FILE, which holds {"task": 3}
 Weights   of the original: python -m launch convert --config … --workdir … --weights FILE
 Note      its first stage is flat along x, so x must be the coarse axis of what was prepared
 Size      the published one; not yet trained here, so no expected score
@@ -47,6 +49,11 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 1_000, "keep": 1})
     config.jobs = ConfigDict()
     config.jobs.predict = ConfigDict(
-        {"name": "touchstone_jax.jobs:Predict", "data": "data:example-ct", "mirror": (1, 2)}
+        {
+            "name": "touchstone_jax.jobs:Predict",
+            "data": "data:example-ct",
+            "mirror": (1, 2),
+            "prompts": None,
+        }
     )
     return config

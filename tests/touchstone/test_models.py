@@ -311,6 +311,18 @@ def test_swin_unetr_refuses_volumes_with_a_deepest_level_of_one_voxel(shape):
         nnx.eval_shape(lambda m, x: m(x), model, x)
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((8, 8, 8, 2), r"unet: input \(8, 8, 8, 2\); expected \(batch, x, y, z, channels\)"),
+        ((1, 8, 8, 8, 1), r"convolution of \(1, 8, 8, 8, 1\): expected .* 2 channels"),
+    ],
+)
+def test_other_axes_and_channels_are_told(shape, said):
+    with pytest.raises(ValueError, match=said):
+        drawn("unet")(jnp.zeros(shape, jnp.float32))
+
+
 @pytest.mark.parametrize("name", ["uniseg", "lhunet", "nextou", "uctransnet", "unetr", "unest"])
 def test_networks_of_one_patch_refuse_others(name):
     model = drawn(name)

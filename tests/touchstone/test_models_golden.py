@@ -184,6 +184,11 @@ def test_weights_that_do_not_fit_are_named(arrays, change, said):
         convert.from_torch("unet", arrays, widths=(8, 16, 32))
 
 
+def test_keys_with_a_prefix_are_told(arrays):
+    with pytest.raises(ValueError, match=r"is missing; is 'network\.' the prefix of all\?"):
+        convert.from_torch("unet", {f"network.{key}": value for key, value in arrays.items()})
+
+
 def test_unknown_model_is_told():
     with pytest.raises(ValueError, match="unknown model 'unnet'; did you mean 'unet'"):
         convert.from_torch("unnet", {})

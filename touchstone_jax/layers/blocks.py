@@ -51,9 +51,11 @@ def convolve(
             0.10 of the time with 8 channels and 0.50 with 256 (benchmarks/upsampling.py).
 
     Raises:
-        ValueError: an even kernel.
+        ValueError: an even kernel, or other axes or channels than the kernel's.
     """
-    sizes = kernel.shape[:3]
+    sizes, inputs = kernel.shape[:3], kernel.shape[3]
+    if x.ndim != 5 or x.shape[-1] != inputs:
+        raise ValueError(f"convolution of {x.shape}: expected (batch, x, y, z, {inputs} channels)")
     if any(k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel {sizes}: expected odd sizes")
     pads = [(k // 2, k // 2) for k in sizes]

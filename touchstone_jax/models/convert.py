@@ -219,7 +219,11 @@ def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, object]) ->
         if argument in config:
             continue
         if key not in arrays:
-            raise ValueError(f"state dict does not fit model {name!r}: key {key!r} is missing")
+            longer = next((other for other in arrays if other.endswith(key)), "")
+            hint = f"; is {longer.removesuffix(key)!r} the prefix of all?" if longer else ""
+            raise ValueError(
+                f"state dict does not fit model {name!r}: key {key!r} is missing{hint}"
+            )
         told[argument] = np.shape(arrays[key])[axis]
     return told
 

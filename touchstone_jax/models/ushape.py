@@ -76,7 +76,7 @@ class UShape(nnx.Module):
         """See the class.
 
         Raises:
-            ValueError: a side that is no multiple of `divisor`.
+            ValueError: other axes, or a side that is no multiple of `divisor`.
         """
         return self.up(*self.down(x))
 
@@ -93,8 +93,10 @@ class UShape(nnx.Module):
         """Nothing, for a volume that the network takes.
 
         Raises:
-            ValueError: a side that is no multiple of `divisor`.
+            ValueError: other axes, or a side that is no multiple of `divisor`.
         """
+        if x.ndim != 5:
+            raise ValueError(f"{self.label}: input {x.shape}; expected (batch, x, y, z, channels)")
         if any(n % d for n, d in zip(x.shape[1:4], self.divisor, strict=True)):
             raise ValueError(
                 f"{self.label}: volume {x.shape[1:4]} must be a multiple of {self.divisor}"
