@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.touchstone import slow_windows
 from touchstone_jax.infer import SlidingWindow
@@ -205,6 +206,15 @@ def test_memory_of_logits_is_bounded_by_the_accumulator() -> None:
 def test_arrays_of_the_network_are_no_constants(plain: SlidingWindow) -> None:
     shapes = {tuple(a.shape) for a in plain.programs._network.arrays}
     assert {(3, 3, 3, 1, 3), (3, CLASSES), (CLASSES,)} <= shapes
+
+
+def test_a_network_that_has_changed_in_place_is_read_anew() -> None:
+    network = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
+    image = _image(4, 3, 2)
+    before = SlidingWindow(network, (4, 3, 2)).logits(image)
+    network.kernel[...] *= 2
+    after = SlidingWindow(network, (4, 3, 2)).logits(image)
+    np.testing.assert_allclose(after, 2 * before, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- refusals

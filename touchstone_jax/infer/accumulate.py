@@ -53,7 +53,8 @@ def hoisted(
         ValueError: a result of another shape.
     """
     more = () if told is None else (told,)
-    closed, out = jax.make_jaxpr(function, return_shape=True)(
+    # JAX keeps traces by function: of a network that was changed in place it has the old arrays.
+    closed, out = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(
         jax.ShapeDtypeStruct(tuple(shape), np.float32), *more
     )
     got = getattr(out, "shape", type(out).__name__)
