@@ -99,9 +99,10 @@ def _overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             continue
         key, equals, text = argument.removeprefix("--config.").partition("=")
         if not equals:
-            text = next(waiting, None)
-            if text is None:
+            following = next(waiting, None)
+            if following is None:
                 raise SetupError(f"{argument} has no value: write {argument}=VALUE")
+            text = following
         found.append((key, text))
     return rest, found
 
@@ -271,7 +272,7 @@ def _list(options: argparse.Namespace, _overrides: list[tuple[str, str]]) -> int
     if not folders[0].is_dir() and options.folder is None:
         folders = card.installed()
     if not folders or not folders[0].is_dir():
-        looked = ", ".join(str(Path.cwd() / f) for f in folders or ["configs"])
+        looked = ", ".join(str(Path.cwd() / f) for f in folders or [Path("configs")])
         raise SetupError(f"no folder {options.folder or 'configs'!r} to list (looked for {looked})")
     inside = {Path(folder): Path("configs") for folder in card.installed()}
     for path in card.files(folders):

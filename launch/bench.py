@@ -49,7 +49,7 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._on_duration)
         jax.monitoring.unregister_event_listener(self._on_event)
 
-    def _on_duration(self, event: str, _seconds: float, **_: Any) -> None:
+    def _on_duration(self, event: str, duration_secs: float, **_: Any) -> None:
         self.count += event == _COMPILED
 
     def _on_event(self, event: str, **_: Any) -> None:

@@ -9,10 +9,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.experiment import REFUSALS, SetupError, told
 from launch.workdir import no_space
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 ANALYSIS = "touchstone_jax.benchmark.run:run"
 """Of (results, out, *, metadata, against, split, show) -> what was written, in a line."""
@@ -90,7 +93,8 @@ class _Meter:
     """How far it is: a bar where somebody watches, else a line every tenth of the way."""
 
     def __enter__(self) -> _Meter:
-        self._bar, self._tasks = None, {}
+        self._bar: Progress | None = None
+        self._tasks: dict[int, Any] = {}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -92,7 +92,8 @@ def keep_compiled_programs() -> None:
     import jax
 
     # Set already by JAX's own variable or by the caller: theirs.
-    if jax.config.jax_compilation_cache_dir is None:
+    found = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # set by name only
+    if found is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "isnet-touchstone-jax" / "xla"
         try:

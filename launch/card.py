@@ -184,7 +184,7 @@ def parse(text: str, current: Any, key: str, *, optional: bool = False) -> Any:
         value = _literal(text)
         return value if isinstance(value, str) else text
     value = {"true": True, "false": False}.get(text.lower(), _literal(text))
-    kinds = {list: tuple, dict: Mapping}
+    kinds: dict[type, Any] = {list: tuple, dict: Mapping}
     if isinstance(value, str) and isinstance(current, float):
         value = float(text) if text.lower() in ("inf", "-inf", "nan") else value
     fitted = fit(value, kinds.get(type(current), type(current)), key)

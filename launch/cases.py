@@ -142,8 +142,9 @@ def fingerprint_of(job: Any, case: str) -> str:
 def is_done(job: Any, case: str, record: Record) -> bool:
     """Whether the case has its folder and was made from what its inputs are now."""
     row = record.rows.get(case)
-    known = row is not None and row["status"] == DONE and isinstance(row.get("row"), dict)
-    if not known or not (record.folder / case).is_dir():
+    if row is None or row["status"] != DONE or not isinstance(row.get("row"), dict):
+        return False
+    if not (record.folder / case).is_dir():
         return False
     try:
         return row.get("fingerprint") == fingerprint_of(job, case)

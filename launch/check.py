@@ -105,6 +105,7 @@ def _examine(leaf: Leaf, on: str | None, here: bool, report: dict[str, Any]) -> 
     work = costs.operations(traced.jaxpr)
     compiled = traced.lower().compile()
     peak = peaks.sheet(on) if on else peaks.peak(mesh.local_devices[0], work)
+    assert peak is not None  # `on` was looked up before the run was
     report |= {
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
@@ -160,7 +161,7 @@ def _inexact(array: np.ndarray) -> bool:
 
 
 def _array(array: np.ndarray) -> dict[str, Any]:
-    told = {"shape": list(array.shape), "type": array.dtype.name}
+    told: dict[str, Any] = {"shape": list(array.shape), "type": array.dtype.name}
     known = array[np.isfinite(array)] if _inexact(array) else array
     if known.size and known.dtype.kind in "biuf":
         told |= {"min": float(known.min()), "max": float(known.max())}

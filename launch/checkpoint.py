@@ -101,10 +101,11 @@ class Store:
         Raises:
             SetupError: there are checkpoints, but none can be restored.
         """
-        steps, skipped = sorted(self._manager.all_steps(), reverse=True), {}
+        steps: list[int] = sorted(self._manager.all_steps(), reverse=True)
+        skipped: dict[int, str] = {}
         for step in steps:
             state, error = _read(self.folder / "checkpoints" / str(step), placed)
-            if not error:
+            if state is not None:
                 self._set_aside(skipped)
                 return state, step
             skipped[step] = error
@@ -267,7 +268,7 @@ def load(leaf: Path, placed: Any, which: str = "last") -> tuple[State, int]:
     step, place = choose(leaf, which), (leaf / "checkpoints").absolute()
     # Not by a manager: that reads the metrics of every step, and one damaged file stops it.
     state, error = _read(place / str(step), placed)
-    if error:
+    if state is None:
         raise SetupError(f"checkpoint {place / str(step)}: {error}")
     return state, step
 

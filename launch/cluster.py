@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ def join(*, preemptible: bool = False) -> None:
     if jax.distributed.is_initialized() or address == "none":
         return
     jax.config.update("jax_enable_preemption_service", preemptible)
-    how = {"heartbeat_timeout_seconds": _whole(TIMEOUT) or 100}
+    how: dict[str, Any] = {"heartbeat_timeout_seconds": _whole(TIMEOUT) or 100}
     count, index = _whole(COUNT), _whole(INDEX)
     if address and count is not None and index is not None:
         how |= {
@@ -129,7 +130,8 @@ class Preemption:
     """Hears SIGTERM while the block runs, of any host, and has all hosts stop at the same step."""
 
     def __init__(self) -> None:
-        self._calls, self._noticed, self._before = 0, False, None
+        self._calls, self._noticed = 0, False
+        self._before: Any = None  # the handler of the signal
 
     def asked(self) -> bool:
         """Whether to save and stop now. Every host must call this equally often, once a step."""

@@ -87,12 +87,12 @@ def _score(leaves: Sequence[Leaf], task: Any) -> None:
     for leaf in leaves:
         state, _ = chosen(leaf, task, mesh)
         feed = feeder(leaf.experiment.eval_batch_size or leaf.experiment.batch_size, mesh)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for split in task.test_splits:
             said = task.predictions(state, split, feed)._asdict()
             arrays |= {f"{split}/{name}": np.asarray(array) for name, array in said.items()}
         part = leaf.folder / f"part-{PREDICTIONS}"
-        np.savez_compressed(part, **arrays)
+        np.savez_compressed(part, allow_pickle=False, **arrays)
         part.replace(leaf.folder / PREDICTIONS)
 
 

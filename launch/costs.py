@@ -114,7 +114,7 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on each device: "state" and batch that go in, "new" arrays that come out of the step
     (what it writes over its input aside), "temporary" ones, and the "peak" of all together.
     """
-    found = compiled.memory_analysis()
+    found: Any = compiled.memory_analysis()
     new = found.output_size_in_bytes - found.alias_size_in_bytes
     parts = {
         "arguments": found.argument_size_in_bytes,

@@ -67,7 +67,8 @@ def tabulate(leaves: Sequence[Leaf], *, partial: bool = False) -> dict[str, Any]
     columns = list(dict.fromkeys(k for s in grouped.values() for m in s.values() for k in m))
     rows = []
     for run, seeds in grouped.items():
-        values = {c: [m[c] for m in seeds.values() if m.get(c) is not None] for c in columns}
+        scores = {c: [m.get(c) for m in seeds.values()] for c in columns}
+        values = {c: [v for v in scores[c] if v is not None] for c in columns}
         rows.append(
             {
                 "run": run,

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from launch.extras import advice
 
@@ -219,9 +219,13 @@ def fit(value: Any, kind: Any, key: str) -> Any:
 
 def schema(cls: type = Experiment, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> type of all that the dataclass knows."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(cls).items():
-        found |= schema(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}
+        found |= (
+            schema(cast(type, kind), f"{prefix}{name}.")
+            if is_dataclass(kind)
+            else {prefix + name: kind}
+        )
     return found
 
 
@@ -230,7 +234,7 @@ def defaults(cls: type = Experiment) -> dict[str, Any]:
     found = {}
     for one, kind in zip(fields(cls), typing.get_type_hints(cls).values(), strict=True):
         if is_dataclass(kind):
-            found[one.name] = defaults(kind)
+            found[one.name] = defaults(cast(type, kind))
         elif one.default is not MISSING:
             found[one.name] = one.default
         elif one.default_factory is not MISSING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -21,14 +21,15 @@ def _rows(size: int, mesh: jax.sharding.Mesh) -> list[int]:
     Asked of the sharding, as the order of a mesh's devices is not always that of the hosts, and
     hosts along the axis `space` hold the same rows.
     """
-    parts = batch_sharding(mesh, (size,)).addressable_devices_indices_map((size,)).values()
+    sharding = batch_sharding(mesh, (size,))
+    parts: Any = sharding.addressable_devices_indices_map((size,)).values()  # none of them is None
     return sorted({row for (part,) in parts for row in range(*part.indices(size))})
 
 
 class _Slices:
     """Source of grain: this host's rows of every global batch of consecutive items, stacked."""
 
-    def __init__(self, items: grain.MapDataset, size: int, rows: Sequence[int]) -> None:
+    def __init__(self, items: grain.MapDataset, size: int, rows: Iterable[int]) -> None:
         self._items, self._size, self._rows = items, size, rows
 
     def __len__(self) -> int:
@@ -41,13 +42,14 @@ class _Slices:
 
 def _put(host: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> Batch:
     """This host's rows -> global device arrays (size, …)."""
-    rows, placed = _rows(size, mesh), {}
+    rows = _rows(size, mesh)
+    placed: Batch = {}
     at = {row: i for i, row in enumerate(rows)}
     for name, value in host.items():
         array = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
         shape = (size, *array.shape[1:])
 
-        def part(index: tuple[slice, ...], array: np.ndarray = array) -> np.ndarray:
+        def part(index: Any, array: np.ndarray = array) -> np.ndarray:
             begin, end, _ = index[0].indices(size)  # a device's rows lie side by side
             first = at[begin]
             return array[(slice(first, first + end - begin), *index[1:])]
@@ -110,7 +112,7 @@ class Stream:
     def __getitem__(self, step: int) -> Batch:
         return _put(self._local[step], self.batch_size, self.mesh)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps start … stop - 1, read ahead by threads."""
         reading = iter(self._local[start:stop].to_iter_dataset(READ_AHEAD))
         try:

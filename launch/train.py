@@ -238,7 +238,7 @@ def _loop(
             window.clear()
 
             scores = {}
-            if evaluates:
+            if evaluates and split is not None:
                 watch.beat(f"evaluating after step {step}")
                 scores = {name: float(value) for name, value in task.evaluate(state, split, feed)}
                 record.write(step, split, scores)

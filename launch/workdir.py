@@ -121,7 +121,7 @@ def stored_config(leaf: Leaf) -> dict[str, Any] | None:
 
 def dotted(values: Mapping, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value of a nested mapping; an empty mapping is a value."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         below = isinstance(value, Mapping) and value
         flat |= dotted(value, f"{prefix}{name}.") if below else {prefix + name: value}
