@@ -20,6 +20,7 @@ CHECKS = {
     "voxel_type": "colours or complex numbers",
     "spacing_invalid": "spacing of 0, below 0 or not finite",
     "spacing_implausible": "spacing outside 0.1-20 mm (error) or 0.3-10 mm (warning)",
+    "too_large": "an axis of more than 2.5 m",
     "no_orientation": "neither sform nor qform",
     "affine_singular": "an affine without inverse or with NaN",
     "affine_sheared": "axes that are not at right angles",
@@ -56,7 +57,7 @@ CHECKS = {
 
 
 ALLOWABLE = (
-    *("spacing_implausible", "tiny_volume", "constant", "not_hu"),
+    *("spacing_implausible", "too_large", "tiny_volume", "constant", "not_hu"),
     *("missing_mask", "label_unknown", "full_mask", "sides_swapped"),
 )
 """Errors about content that a user may know better of (a transplanted kidney, a cropped CT): the

@@ -206,8 +206,14 @@ def segmentation_loss(
         weights: of the scales; None for `deep_supervision_weights`.
 
     Raises:
-        ValueError: shapes that do not fit, none of `ACTIVATIONS`, or not a weight for each scale.
+        ValueError: shapes that do not fit, none of `ACTIVATIONS`, not a weight for each scale, or
+            one array instead of scales.
     """
+    if not isinstance(logits, list | tuple):
+        raise ValueError(
+            "logits are one array; expected those of every scale, as a network gives them in "
+            "training (model.train())"
+        )
     terms, how = [], {"batch": batch, "smooth": smooth, "activation": activation}
     weights = deep_supervision_weights(len(logits)) if weights is None else tuple(weights)
     if len(weights) != len(logits):

@@ -218,6 +218,7 @@ def test_scales_are_weighted_as_nnunets(x64):
             lambda x, y: losses.dice_cross_entropy(x, y, activation="tanh"),
             "activation='tanh'; legal: softmax, sigmoid",
         ),
+        (lambda x, y: losses.segmentation_loss(x, y), "logits are one array; expected those of"),
         (
             lambda x, y: losses.segmentation_loss([x], y, weights=(0.5, 0.5)),
             r"weights=\(0.5, 0.5\); expected one for each of 1 scales",

@@ -157,6 +157,17 @@ def test_spacing_that_no_scanner_has(tmp_path: Path, spacing_mm: float, severity
     assert _told(examine(case).findings) == [("spacing_implausible", severity)]
 
 
+def test_a_ct_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """9 mm are plausible, and so are 300 slices; both are not."""
+    spacing, shape = (2, 2, 9), (20, 20, 300)
+    (case,) = dataset(tmp_path, spacing_mm=spacing, shape=shape, orientations=("RAS",))
+    seen = examine(case)
+    assert ("too_large", "error") in _told(seen.findings)
+    (told,) = (str(f) for f in seen.findings if f.check == "too_large")
+    assert "45 × 41 × 2944 mm large; expected at most 2500 mm" in told
+    assert not seen.errors(allow=["too_large"])
+
+
 @pytest.mark.parametrize(("slices", "severity"), [(1, "error"), (5, "warning")])
 def test_a_few_slices(case: Case, slices: int, severity: str) -> None:
     for path in case.files:

@@ -10,6 +10,8 @@ from jaxtyping import Float32
 from touchstone_jax.findings import Finding
 from touchstone_jax.io import Volume
 
+LONGEST_MM = 2500.0
+
 
 def judge_ct(case: str, ct: Volume) -> Iterator[Finding]:
     """What is wrong with the grid and the values of a CT (float32 (x, y, z), HU)."""
@@ -40,6 +42,16 @@ def _judge_grid(case: str, ct: Volume) -> Iterator[Finding]:
             "error" if error else "warning",
             f"spacing {' × '.join(f'{s:.4g}' for s in spacing)} mm; expected 0.3 to 10",
             "look at the header: is it in metres or micrometres, or a scout view?",
+        )
+    extents = [n * s for n, s in zip(shape, spacing, strict=True)]
+    if max(extents) > LONGEST_MM:
+        yield Finding(
+            case,
+            "too_large",
+            "error",
+            f"the CT is {' × '.join(f'{e:.0f}' for e in extents)} mm large; expected at most "
+            f"{LONGEST_MM:.0f} mm an axis, which is longer than people are",
+            "look at the spacing in the header: on a plan's spacing the CT would fill the memory",
         )
     if min(shape) < 8:
         yield Finding(
