@@ -186,6 +186,15 @@ def test_a_damaged_or_missing_part_is_told(case: Case, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="meta.json cannot be read"):
         open_prepared(tmp_path / "c")
     (tmp_path / "c" / "meta.json").write_text(json.dumps(meta))
+    kept = chunk.rename(tmp_path / "kept")  # zarr would read zeros
+    with pytest.raises(
+        FileNotFoundError, match="^c: .*image/c/0/0/0 is missing; delete the case's"
+    ):
+        open_prepared(tmp_path / "c")
+    kept.rename(chunk)
+    (tmp_path / "c" / "foreground.npy").write_bytes(b"abc")
+    with pytest.raises(ValueError, match="^c: .*foreground.npy cannot be read; delete the case's"):
+        open_prepared(tmp_path / "c")
     (tmp_path / "c" / "labels" / "zarr.json").unlink()
     with pytest.raises(FileNotFoundError, match="^c: .*zarr.json is missing"):
         open_prepared(tmp_path / "c")

@@ -26,6 +26,7 @@ from touchstone_jax.io.geometry import Geometry
 
 FORMAT = 1
 CHUNK = 32
+_AGAIN = "delete the case's folder and prepare again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,11 @@ def open_prepared(folder: str | Path) -> Prepared:
         raise ValueError(
             f"{case}: image has shape {image.shape}, labels {labels.shape}, meta.json says {shape}"
         )
-    foreground = np.load(folder / "foreground.npy", allow_pickle=False)
+    foreground = _foreground(folder)
+    for name, needed in (("image", True), ("labels", len(foreground) > 0)):
+        # Zeros alone are not stored; where the file of other values is gone, zeros would be read.
+        if needed and not (chunks := folder / name / "c" / "0" / "0" / "0").is_file():
+            raise FileNotFoundError(f"{case}: {chunks} is missing; {_AGAIN}")
     return Prepared(case, image, labels, foreground, meta)
 
 
@@ -128,6 +133,19 @@ def _meta(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{folder.name}: format {found!r}, expected {FORMAT}: prepare it again")
     return meta
+
+
+def _foreground(folder: Path) -> Int16[np.ndarray, "n 4"]:
+    path = folder / "foreground.npy"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder.name}: {path} is missing; {_AGAIN}")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{folder.name}: {path} cannot be read; {_AGAIN}") from error
+    if found.dtype != np.int16 or found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(f"{folder.name}: {path} is {found.dtype} {found.shape}; expected (n, 4)")
+    return found
 
 
 def _store(path: Path, shape: tuple[int, ...], dtype: str) -> Any:
