@@ -63,10 +63,16 @@ def make_plan(
     spacings, shapes = (np.array(column, np.float64) for column in zip(*grids, strict=True))
     target = target_spacing(spacings, shapes) if spacing_mm is None else tuple(spacing_mm)
     chosen = _spread(cases, intensity_cases)
-    histogram = ForegroundHistogram()
+    histogram, refused = ForegroundHistogram(), []
     for seen in _examined(chosen, labels, overlap, workers):
+        refused += seen.errors(allow)[:1]
         if seen.labels is not None and seen.ct is not None and not seen.errors(allow):
             histogram.add(seen.ct.array, seen.labels > 0)
+    if refused and not histogram.cases:
+        raise ValueError(
+            f"no plan: {len(refused)} of {len(chosen)} cases cannot be used, and no other has a "
+            f"voxel of the labels that are wanted; the first: {refused[0]}"
+        )
     clip, mean, std = histogram.statistics()
     median = np.median(shapes * spacings / np.array(target), axis=0)
     return Plan(
