@@ -127,7 +127,7 @@ def test_bad_cases_are_passed_over_and_nothing_but_bad_ones_is_an_error(tmp_path
     rewrite(cases[1].files[5], lambda v: v + np.arange(v.shape[0], dtype=v.dtype)[:, None, None])
     plan = make_plan(cases)
     assert plan.cases == (2, 1) and plan.mean_hu == good.mean_hu
-    with pytest.raises(ValueError, match=r"1 of 1 cases cannot be .*; the first: .*liver.* has"):
+    with pytest.raises(
         ValueError, match=r"1 of 1 cases cannot .*; the first: .*liver\.nii\.gz has"
     ):
         make_plan(cases[1:2])
