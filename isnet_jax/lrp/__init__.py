@@ -22,8 +22,9 @@ from isnet_jax.lrp.explain import (
     explain,
     relevance,
 )
-from isnet_jax.lrp.flex import Finding, Flexed, flex
+from isnet_jax.lrp.flex import Flexed, flex
 from isnet_jax.lrp.layers import compute_in
+from isnet_jax.lrp.relus import Finding
 from isnet_jax.lrp.rules import (
     CPLRP,
     RULES,

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Integer, UInt8
 
 from touchstone_jax.io.label_values import label_counts
 from touchstone_jax.labels.painting import Painting, Report
-from touchstone_jax.labels.schemes import Scheme, scheme
+from touchstone_jax.labels.scheme import Scheme
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.labels.sides import split_left_right
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from touchstone_jax.findings import refusal
-from touchstone_jax.labels.schemes import Scheme
+from touchstone_jax.labels.scheme import Scheme
 
 OVERLAPS = ("smallest", "first", "last", "refuse")
 

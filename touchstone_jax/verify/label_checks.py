@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8, UInt16
 from touchstone_jax.findings import Finding
 from touchstone_jax.io.label_values import label_counts
 from touchstone_jax.labels.painting import Report
-from touchstone_jax.labels.schemes import Scheme
+from touchstone_jax.labels.scheme import Scheme
 from touchstone_jax.layouts.case_files import Case
 
 _TWINS = ("kidney", "adrenal_gland", "lung", "femur")
