@@ -38,6 +38,7 @@ class FromCts(OverCases):
         """
         seen = examine(self._cases[case], None)
         seen.raise_errors(allow)
+        assert seen.ct is not None  # else there was an error
         # Through half precision, as prepared cases are stored: the same bits as in training.
         image = prepare_image(seen.ct, plan).astype(np.float16).astype(np.float32)
         return image, seen.ct.geometry

@@ -144,7 +144,7 @@ class Prepare(OverCases):
         allow: Sequence[str] = (),
         fingerprints: str = "content",
     ) -> None:
-        self._how = {
+        self._how: dict[str, Any] = {
             "labels": scheme(labels).name,
             "spacing_mm": None if spacing_mm is None else [float(s) for s in spacing_mm],
             "patch_voxels": patch_voxels,
@@ -173,8 +173,8 @@ class Prepare(OverCases):
             ValueError: no plan can be made of the data set.
         """
         plan = self.plan(folder.parent)
-        how = {"samples": self._samples, "allow": self._how["allow"]}
-        return prepare_case(self._cases[case], plan, folder, **how)
+        allow = self._how["allow"]
+        return prepare_case(self._cases[case], plan, folder, samples=self._samples, allow=allow)
 
     def finish(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         """Write ``plan.json``, ``dataset.json`` and ``findings.jsonl`` for the cases prepared.

@@ -214,14 +214,16 @@ def segmentation_loss(
             "logits are one array; expected those of every scale, as a network gives them in "
             "training (model.train())"
         )
-    terms, how = [], {"batch": batch, "smooth": smooth, "activation": activation}
+    terms = []
     weights = deep_supervision_weights(len(logits)) if weights is None else tuple(weights)
     if len(weights) != len(logits):
         raise ValueError(f"weights={weights}; expected one for each of {len(logits)} scales")
     for weight, scale in zip(weights, logits, strict=True):
         if weight:  # what weighs nothing is not computed
             thin = coarser_labels(labels, scale.shape[1:4])
-            pair = dice_cross_entropy(scale, thin, annotated, **how)
+            pair = dice_cross_entropy(
+                scale, thin, annotated, batch=batch, smooth=smooth, activation=activation
+            )
             terms.append([np.asarray(weight, term.dtype) * term for term in pair])
     entropy, dice = (sum(column[1:], column[0]) for column in zip(*terms, strict=True))
     return {"loss": entropy + dice, "cross_entropy": entropy, "dice_loss": dice}

@@ -222,10 +222,11 @@ def draw_start(
     else:
         room = (max(n - b, 0) for n, b in zip(volume.shape, block, strict=True))
         wanted = [int(rng.integers(r + 1)) for r in room]
-    return tuple(
+    x, y, z = (
         min(max(w, 0), n - b) if n >= b else -((b - n) // 2)
         for w, n, b in zip(wanted, volume.shape, block, strict=True)
     )
+    return x, y, z
 
 
 def item(volume: Prepared, start: Sequence[int], block: Triple, scheme: Scheme) -> Item:

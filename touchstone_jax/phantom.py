@@ -83,9 +83,9 @@ def phantom(
     labels = np.zeros(tuple(shape), np.uint8)
     # A radius below this, in voxels, may fall between the voxel centres.
     smallest = np.sqrt(3) / 2 + 0.05
-    for name, (centre, semi, value) in _ORGANS.items():
-        centre = np.asarray(centre) + rng.uniform(-0.03, 0.03, 3)
-        semi = np.asarray(semi) * rng.uniform(0.9, 1.1, 3)
+    for name, (middle, radii, value) in _ORGANS.items():
+        centre = np.asarray(middle) + rng.uniform(-0.03, 0.03, 3)
+        semi = np.asarray(radii) * rng.uniform(0.9, 1.1, 3)
         semi = np.maximum(semi, smallest * 2 / np.asarray(shape) / 0.92)
         inside = sum(((x - c) / s) ** 2 for x, c, s in zip(at, centre, semi, strict=True)) <= 1
         # Whole organs in their order: what stands already is not overwritten.
@@ -142,7 +142,8 @@ def _grid(shape: Sequence[int], spacing_mm: Sequence[float], orientation: str) -
         step = spacing_mm[axis] * (-1 if letter in "LPI" else 1)
         affine[axis, k] = step
         affine[axis, 3] = -step * (shape[axis] - 1) / 2
-    return Geometry(tuple(int(shape[axis]) for axis in axes), affine)
+    x, y, z = (int(shape[axis]) for axis in axes)
+    return Geometry((x, y, z), affine)
 
 
 def _check(seed, shape, spacing_mm, orientation: str, noise_hu: float) -> None:

@@ -91,7 +91,7 @@ class Predict:
         for check in allow:
             if check not in ALLOWABLE:
                 raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
-        self._how = {
+        self._how: dict[str, Any] = {
             "overlap": overlap,
             "mirror": tuple(mirror),
             "batch": batch,
@@ -153,7 +153,8 @@ class Predict:
             return None
         self._prompts = Prompts(self._asked, kinds, self.scheme)
         self._prompts.check_cases(self.cases())
-        return self._prompts.of_windows("", Geometry(tuple(window), np.eye(4)), window, window)
+        x, y, z = window
+        return self._prompts.of_windows("", Geometry((x, y, z), np.eye(4)), window, window)
 
     def run(self, case: str, folder: Path) -> dict[str, Any]:
         """Predict one case into ``folder``; windows, seconds of the network, ml of each organ.

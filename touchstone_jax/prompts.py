@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Prompts:
             ValueError: a point outside of the CT, or a box that has no part of it.
         """
         if "task" in self._kinds:
-            task = {"task": np.int32(self._task)}
+            task = {"task": np.array(self._task, np.int32)}
             return lambda corner, flips: task
         organs = self._placed(self._cases.get(case, {}), source, shape)
         named = np.array([name in self._organs for name in self._labels.classes])
@@ -122,9 +122,9 @@ class Prompts:
         shape = source.reoriented(canonical(source)).shape
         for organ, (points, box) in self._cases.get(case, {}).items():
             places = _voxels(points[:, :3], source, shape)
-            if (out := ~_overlap(places, places, shape)).any():
+            if (out := ~_overlap((places, places), shape)).any():
                 given = f"point {points[out][0, :3].tolist()}"
-            elif box is not None and not _overlap(*_box_voxels(box, source, shape), shape):
+            elif box is not None and not _overlap(_box_voxels(box, source, shape), shape):
                 given = f"box {box.ravel().tolist()}"
             else:
                 continue
@@ -165,9 +165,9 @@ class Prompts:
         return points, None if box is None else np.array(box, np.float64).reshape(2, 3)
 
     def _checked_task(self, task: Any) -> int:
-        if "task" not in self._kinds:
+        most = self._kinds.get("task")
+        if most is None:
             return 0
-        most = self._kinds["task"]
         if type(task) is not int or not 0 <= task < most:
             raise ValueError(f"{self._told}: task={task!r}; expected 0..{most - 1}")
         return task
@@ -227,10 +227,11 @@ def _ends_mm(source: Geometry) -> Float64[np.ndarray, "2 3"]:
 
 
 def _overlap(
-    first: Float64[np.ndarray, "*n 3"], last: Float64[np.ndarray, "*n 3"], size: Sequence[int]
+    ends: Iterable[Float64[np.ndarray, "*n 3"]], size: Sequence[int]
 ) -> Bool[np.ndarray, "*n"]:
     """Whether a part of what lies between two voxels is in a volume of that size."""
-    return ((last > -0.5) & (first < np.array(size) - 0.5)).all(-1)
+    first, last = ends
+    return np.asarray(((last > -0.5) & (first < np.array(size) - 0.5)).all(-1))
 
 
 def _in_window(
@@ -246,11 +247,11 @@ def _in_window(
     last = np.array(window) - 1
     at = points[:, :3] - corner
     at = np.where(flips, last - at, at)
-    inside = _overlap(at, at, window)
+    inside = _overlap((at, at), window)
     places[: inside.sum()], signs[: inside.sum()] = at[inside], points[inside, 3]
     if box is None:
         return places, signs, np.zeros(6, np.float32), np.bool_(False)
     ends = box - corner
     ends = np.sort(np.where(flips, last - ends, ends), axis=0)
-    seen = np.bool_(_overlap(*ends, window))
+    seen = np.bool_(_overlap(ends, window))
     return places, signs, np.clip(ends, 0, last).reshape(6).astype(np.float32), seen

@@ -106,8 +106,8 @@ class Segmenter:
         self._augmentation = augmentations.create(
             **{"coarse_axis": coarse_axis(self._plan.spacing_mm), **augmentation}
         )
-        self._loss = {"batch": batch_dice, "smooth": smooth}
-        self._draws = {"foreground": foreground, "seed": seed}
+        self._loss: dict[str, Any] = {"batch": batch_dice, "smooth": smooth}
+        self._draws: dict[str, Any] = {"foreground": foreground, "seed": seed}
         self._train, self._val = split_cases(
             self._set.cases, tuple(validation_cases) or validation, seed=seed
         )
@@ -165,8 +165,8 @@ class Segmenter:
 
     def init(self, rng: Array) -> State:
         """Fresh parameters, other variables, optimizer state and running mean; traceable."""
-        _, params, rest = nnx.split(self._create(nnx.Rngs(rng)), nnx.Param, ...)
-        params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+        _, *states = nnx.split(self._create(nnx.Rngs(rng)), nnx.Param, ...)
+        params, rest = map(nnx.to_pure_dict, states)
         state = {"params": params, "rest": rest, "opt_state": self._optimizer.init(params)}
         if self._ema:
             state["ema"] = {"params": jax.tree.map(jnp.copy, params), "steps": jnp.int32(0)}
@@ -221,7 +221,7 @@ class Segmenter:
         validation case holds are left out.
         """
         cases = len(self._val) if split == TILES else 1
-        sums = None
+        sums: Any = None
         for batch in feed(self.dataset(split)):
             one = self._score(state, batch, cases)
             sums = one if sums is None else jax.tree.map(jnp.add, sums, one)
@@ -248,7 +248,8 @@ class Segmenter:
 
         def loss(logits: Array, labels: Array, annotated: Array) -> Array:
             how = {"activation": self._loss["activation"]}
-            return sum(dice_cross_entropy(logits[None], labels[None], annotated[None], **how))
+            entropy, dice = dice_cross_entropy(logits[None], labels[None], annotated[None], **how)
+            return entropy + dice
 
         each = jax.vmap(loss)(logits, labels, batch["annotated"])
         case = batch.get("case", jnp.zeros(len(valid), jnp.int32))
@@ -258,7 +259,7 @@ class Segmenter:
             "samples": valid.sum(),
         }
 
-    def _part(self, apply: Callable[..., Array], state: State) -> Network:
+    def _part(self, apply: Callable[..., Array], state: State) -> jax.tree_util.Partial:
         params = state["ema"]["params"] if self._ema else state["params"]
         return jax.tree_util.Partial(apply, params, state["rest"])
 
@@ -374,7 +375,8 @@ def _block(patch: Sequence[int], margin: int | Sequence[int]) -> tuple[int, int,
     margins = (margin,) * 3 if isinstance(margin, int) else tuple(margin)
     if len(margins) != 3 or not all(type(m) is int and m >= 0 for m in margins):
         raise ValueError(f"margin={margin!r}; expected an integer from 0, or three")
-    return tuple(p + 2 * m for p, m in zip(patch, margins, strict=True))
+    x, y, z = (p + 2 * m for p, m in zip(patch, margins, strict=True))
+    return x, y, z
 
 
 def _check(*, smooth: float, ema: float, val_patches: int, seed: int) -> None:

@@ -138,7 +138,7 @@ def test_the_ball_by_trying_every_offset(tolerance: float, spacing: tuple, shape
         <= np.float32(tolerance)
     }
     ours = ball(tolerance, spacing, shape)
-    assert set(ours.offsets()) == inside and ours.count == len(inside)
+    assert set(ours.offsets()) == inside and ours.size == len(inside)
 
 
 def test_ties_by_rounding() -> None:
@@ -236,7 +236,7 @@ def test_eight_devices_that_share_a_volume() -> None:
     assert mesh.size == 8
     shards = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("space"))) for x in (pred, ref)]
     for tolerance in (1.0, 4.0):
-        assert (ball(tolerance, SPACING, ref.shape).count > UNROLLED) == (tolerance == 4.0)
+        assert (ball(tolerance, SPACING, ref.shape).size > UNROLLED) == (tolerance == 4.0)
         score = jax.jit(lambda p, r, t=tolerance: nsd(p, r, SPACING, t, num_classes=3))
         np.testing.assert_array_equal(
             score(*shards), nsd(pred, ref, SPACING, tolerance, num_classes=3)

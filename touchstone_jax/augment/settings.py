@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from touchstone_jax.legal import unknown
 
@@ -75,7 +76,7 @@ class Augmentation:
                 raise ValueError(f"augmentation: {field.name}={value!r}; expected {told}")
 
 
-def _complaint(name: str, value: object) -> str | None:
+def _complaint(name: str, value: Any) -> str | None:
     """What was expected of a field, if that is not what it is."""
     if name.endswith("_p"):
         return None if _numbers((value,)) and 0 <= value <= 1 else "a probability in [0, 1]"
@@ -104,13 +105,15 @@ def _numbers(value: object, count: int = 1) -> bool:
 
 
 NONE = Augmentation(
-    **{
-        f"{name}_p": 0.0
-        for name in (
-            *("rotation", "scaling", "noise", "blur", "brightness", "contrast"),
-            *("low_resolution", "gamma", "gamma_inverted"),
-        )
-    },
+    rotation_p=0.0,
+    scaling_p=0.0,
+    noise_p=0.0,
+    blur_p=0.0,
+    brightness_p=0.0,
+    contrast_p=0.0,
+    low_resolution_p=0.0,
+    gamma_p=0.0,
+    gamma_inverted_p=0.0,
     mirror_axes=(),
 )
 """Nothing is changed."""
@@ -119,7 +122,7 @@ PRESETS = {"nnunet": Augmentation(), "none": NONE}
 """What `create` starts from."""
 
 
-def create(preset: str = "nnunet", **changes: object) -> Augmentation:
+def create(preset: str = "nnunet", **changes: Any) -> Augmentation:
     """A preset with some of its fields changed.
 
     Raises:

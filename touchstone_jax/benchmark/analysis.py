@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from touchstone_jax.benchmark.caveats import caveats
 from touchstone_jax.benchmark.groups import comparison_rows, group_rows
@@ -117,13 +118,13 @@ def _steps(
     steps: list[tuple[str, Callable[[], None]]] = []
     for metric in done.results.metrics:
         upper = metric.upper()
-        steps.append((f"{upper}: means", lambda m=metric: _estimate(done, m)))
+        steps.append((f"{upper}: means", partial(_estimate, done, metric)))
         for organ in columns(done.results):
-            steps.append((f"{upper}: tests, {organ}", lambda m=metric, o=organ: _test(done, m, o)))
-        steps.append((f"{upper}: tables", lambda m=metric: _tables(done, m)))
-        steps.append((f"{upper}: test-set size", lambda m=metric: _sizes(done, m)))
+            steps.append((f"{upper}: tests, {organ}", partial(_test, done, metric, organ)))
+        steps.append((f"{upper}: tables", partial(_tables, done, metric)))
+        steps.append((f"{upper}: test-set size", partial(_sizes, done, metric)))
         for family in done.metadata.families if done.metadata else ():
-            steps.append((f"{upper}: {family}", lambda m=metric, f=family: _groups(done, m, f)))
+            steps.append((f"{upper}: {family}", partial(_groups, done, metric, family)))
     steps.append(("significance over all panels", lambda: _significance(done)))
     if against is not None:
         steps.append(("the other test set", lambda: _shift(done, against)))
@@ -156,11 +157,12 @@ def _tables(done: Analysis, metric: str) -> None:
 
 
 def _sizes(done: Analysis, metric: str) -> None:
-    how = {"sizes": done.options.sizes, "seed": done.options.seed}
-    done.tables["sizes"] += size_rows(done.results, metric, **how)
+    how = done.options
+    done.tables["sizes"] += size_rows(done.results, metric, sizes=how.sizes, seed=how.seed)
 
 
 def _groups(done: Analysis, metric: str, family: str) -> None:
+    assert done.metadata is not None  # which has the family
     groups, least = done.metadata.families[family], done.options.least
     listed = done.metadata.listed[family]
     done.tables["groups"] += group_rows(done.results, metric, family, groups, listed, least=least)

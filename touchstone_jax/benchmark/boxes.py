@@ -38,8 +38,16 @@ def box(name: str, values: Float[np.ndarray, " case"]) -> Box | None:
     reach = 1.5 * (q3 - q1)
     inside = (values >= q1 - reach) & (values <= q3 + reach)
     low, high = values[inside].min(), values[inside].max()
-    numbers = (float(number) for number in (q1, median, q3, low, high))
-    return Box(name, int(values.size), *numbers, np.sort(values[~inside]))
+    return Box(
+        name,
+        int(values.size),
+        float(q1),
+        float(median),
+        float(q3),
+        float(low),
+        float(high),
+        np.sort(values[~inside]),
+    )
 
 
 def algorithm_boxes(analysis: Analysis, metric: str, organ: str) -> list[Box]:
@@ -53,6 +61,7 @@ def group_boxes(
     analysis: Analysis, metric: str, family: str, organ: str = AVERAGE, control: str = "none"
 ) -> list[Box]:
     """A box a group of the average algorithm; ages ascending, others by descending mean."""
+    assert analysis.metadata is not None  # which has the family
     _, values, columns = columns_of(analysis.results, metric)
     column = values[0, :, columns.index((organ, control))]
     groups = analysis.metadata.families[family]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ BETTER, NOT_BETTER = "#f5d60b", "#2f4b8f"
 def figures(analysis: Analysis) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name, function that draws it) of every figure that the results allow."""
     for metric in analysis.results.metrics:
-        yield f"boxes_{metric}", lambda m=metric: draw_boxes(analysis, m)
+        yield f"boxes_{metric}", partial(draw_boxes, analysis, metric)
         if len(analysis.results.algorithms) > 1:
-            yield f"significance_{metric}", lambda m=metric: draw_significance(analysis, m)
-            yield f"ranks_{metric}", lambda m=metric: draw_ranks(analysis, m)
+            yield f"significance_{metric}", partial(draw_significance, analysis, metric)
+            yield f"ranks_{metric}", partial(draw_ranks, analysis, metric)
         if any(row["metric"] == metric for row in analysis.tables["sizes"]):
-            yield f"sizes_{metric}", lambda m=metric: draw_sizes(analysis, m)
+            yield f"sizes_{metric}", partial(draw_sizes, analysis, metric)
         if analysis.metadata is not None:
-            yield f"groups_{metric}", lambda m=metric: draw_groups(analysis, m)
+            yield f"groups_{metric}", partial(draw_groups, analysis, metric)
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
@@ -183,10 +184,12 @@ def draw_sizes(analysis: Analysis, metric: str) -> Any:
 
 def draw_groups(analysis: Analysis, metric: str) -> Any:
     """Box plots of the average algorithm's per-case average for every family of groups."""
-    families = list(analysis.metadata.families)
+    about = analysis.metadata
+    assert about is not None  # there are no groups without
+    families = list(about.families)
     across = min(3, max(1, len(families)))
     rows = max(1, -(-len(families) // across))
-    names = (f"{group} (0000)" for family in families for group in analysis.metadata.listed[family])
+    names = (f"{group} (0000)" for family in families for group in about.listed[family])
     figure, axes = _figure((3, 2), rows, across, left=_room(names, 5))
     for axis, family in zip(axes, families, strict=False):
         boxes = group_boxes(analysis, metric, family)

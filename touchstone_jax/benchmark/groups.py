@@ -79,7 +79,12 @@ def group_rows(
         found = describe(np.moveaxis(values[:, members], 1, 0))
         for i, algorithm in enumerate(names):
             for j, (organ, control) in enumerate(columns):
-                row = {"metric": metric, "family": family, "organ": organ, "algorithm": algorithm}
+                row: Row = {
+                    "metric": metric,
+                    "family": family,
+                    "organ": organ,
+                    "algorithm": algorithm,
+                }
                 row |= {"group": group, "n": int(found.n[i, j]), "zeros": int(found.zeros[i, j])}
                 for name in ("mean", "sd", "median", "q1", "q3"):
                     row[name] = float(getattr(found, name)[i, j])
@@ -145,7 +150,7 @@ def kept_groups(
 
 def _rows_of(about: Row, test: GroupTest, n: Mapping[str, int]) -> list[Row]:
     nan = float("nan")
-    gate = {
+    gate: Row = {
         "test": "kruskal",
         "group": "",
         "other": "",
@@ -161,7 +166,7 @@ def _rows_of(about: Row, test: GroupTest, n: Mapping[str, int]) -> list[Row]:
     }
     rows = [about | gate]
     for pair in test.pairs:
-        found = {"test": "mannwhitney", "group": pair.first, "other": pair.second}
+        found: Row = {"test": "mannwhitney", "group": pair.first, "other": pair.second}
         found |= {"n": n[pair.first], "n_other": n[pair.second], "statistic": pair.u, "df": ""}
         found |= {"p": pair.p, "p_bonferroni": pair.p_bonferroni}
         found |= {"stars": stars(pair.p_bonferroni), "superiority": pair.superiority}
@@ -172,7 +177,7 @@ def _rows_of(about: Row, test: GroupTest, n: Mapping[str, int]) -> list[Row]:
 def _worst(about: Row, test: GroupTest, means: Mapping[str, float], n: Mapping[str, int]) -> Row:
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     p = next((t.p_bonferroni for t in test.pairs if {t.first, t.second} == {low, high}), 1.0)
-    found = {"groups": len(means), "gap": means[high] - means[low]}
+    found: Row = {"groups": len(means), "gap": means[high] - means[low]}
     found |= {"worst": low, "n_worst": n[low], "mean_worst": means[low]}
     found |= {"best": high, "n_best": n[high], "mean_best": means[high]}
     return about | found | {"p_bonferroni": p, "gate_open": test.gate_open}

@@ -73,9 +73,9 @@ def size_chart(rows: Sequence[Row], key: str, label: str) -> str:
     line = "L".join(place(row["n"], row[key]) for row in points)
     parts.append(f'<path d="M{line}" fill="none" stroke="#2f4b8f" stroke-width="2"/>')
     for row in points:
-        x, y = place(row["n"], row[key]).split()
+        at_x, at_y = place(row["n"], row[key]).split()
         told = f"n {row['n']}: {row[key]:.4f}"
-        parts.append(f'<circle cx="{x}" cy="{y}" r="3"><title>{told}</title></circle>')
-        parts.append(f'<text x="{x}" y="207" text-anchor="middle">{row["n"]}</text>')
+        parts.append(f'<circle cx="{at_x}" cy="{at_y}" r="3"><title>{told}</title></circle>')
+        parts.append(f'<text x="{at_x}" y="207" text-anchor="middle">{row["n"]}</text>')
     parts.append('<text x="195" y="224" text-anchor="middle">cases in the test set</text></svg>')
     return "".join(parts)

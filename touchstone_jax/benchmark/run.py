@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from touchstone_jax.benchmark.analysis import Analysis, Options, Show, analyse
 from touchstone_jax.benchmark.figures import figures, save
@@ -50,10 +52,12 @@ def run(
     if split is not None and metadata is None:
         raise ValueError(f"split={split!r} needs the metadata, whose column 'split' says which")
     found = read_results(results)
-    about = read_metadata(metadata, found.cases) if metadata is not None else None
-    if split is not None:
-        found = found.subset(about.cases("split", split))
+    about = None
+    if metadata is not None:
         about = read_metadata(metadata, found.cases)
+        if split is not None:
+            found = found.subset(about.cases("split", split))
+            about = read_metadata(metadata, found.cases)
     other = None if against is None else _other(Path(against))
     out = _writable(Path(out))
     analysis = analyse(found, about, against=other, options=options, show=show)
@@ -94,12 +98,16 @@ def write(
     """
     steps: list[tuple[str, Callable[[], None]]] = [("tables", lambda: write_tables(analysis, out))]
     for name, draw in figures(analysis):
-        steps.append((f"figure {name}", lambda n=name, d=draw: save(d(), out, n)))
+        steps.append((f"figure {name}", partial(_draw, draw, out, name)))
     steps.append(("page", lambda: write_page(analysis, out, title)))
     for count, (what, step) in enumerate(steps):
         show(count, len(steps), what)
         step()
     show(len(steps), len(steps), "written")
+
+
+def _draw(draw: Callable[[], Any], out: Path, name: str) -> None:
+    save(draw(), out, name)
 
 
 def write_page(analysis: Analysis, out: Path, title: str) -> None:

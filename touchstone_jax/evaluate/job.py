@@ -103,7 +103,11 @@ class Evaluate(OverCases):
         (tolerance,) = arguments.tolerances(tolerance_mm, None)
         self._target = scheme(labels)
         self._skip, self._missing = skip, missing
-        self._how = {"convention": convention, "tolerance_mm": tolerance, "distances": distances}
+        self._how: dict[str, Any] = {
+            "convention": convention,
+            "tolerance_mm": tolerance,
+            "distances": distances,
+        }
         super().__init__(references, layout, source_labels, fingerprints)
         found = discover_predictions(predictions, prediction_layout, prediction_labels, labels)
         self._predictions = {case.id: case for case in found}
@@ -190,8 +194,8 @@ class Evaluate(OverCases):
     ) -> list[Score]:
         """The tidy rows of a case; without a prediction those of an empty one."""
         # In float32, as the header has it: 1.5 mm must not become 1.5000001.
-        spacing = reference.grid.reoriented(canonical(reference.grid)).spacing_mm
-        spacing = tuple(float(np.float32(s)) for s in reversed(spacing))
+        stored = reference.grid.reoriented(canonical(reference.grid)).spacing_mm
+        spacing = tuple(float(np.float32(s)) for s in reversed(stored))
         whole: Mapping[str, Scores] = {}
         if found is not None and found.labels is not None and reference.labels is not None:
             # Transposed, volumes lie in C order (`touchstone_jax.io`), which NumPy is fast at.
@@ -202,14 +206,14 @@ class Evaluate(OverCases):
             if organ not in reference.known:
                 rows += self._rows(case, organ, None, ("not_annotated",))
                 continue
-            flags = () if state == "ok" else (state,)
+            flags: tuple[str, ...] = () if state == "ok" else (state,)
             if found is not None and organ not in found.known:
                 flags = ("no_mask",)
             if organ in whole:
                 score = whole[organ]
             else:
                 ref = reference.mask(organ).T
-                pred = np.zeros_like(ref) if flags else found.mask(organ).T
+                pred = np.zeros_like(ref) if flags or found is None else found.mask(organ).T
                 score = evaluate_mask(pred, ref, spacing, **self._how)
             turned = ("reoriented",) if found is not None and found.reoriented else ()
             rows += self._rows(case, organ, score, (*flags, *turned))

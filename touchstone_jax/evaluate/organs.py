@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -50,6 +51,7 @@ class Organs:
         if case.scheme is None or not paths:
             fix = "look at layout=, labels= and the folders' names"
             raise refusal(case.id, "missing_labels", "the case has no labels", fix)
+        self._scheme = case.scheme
         self.grid = like or read_geometry(paths[0], case=case.id)[0]
         self.labels: UInt8[np.ndarray, "x y z"] | None = None
         if case.label_map is not None:
@@ -72,20 +74,21 @@ class Organs:
         """
         if self.labels is not None:
             return self.labels == self._target.indices[organ]
-        whole = None
+        whole: Any = None
         for own, path in self._files[organ]:
             part, notes = read_mask(path, case=self._case.id, like=self.grid)
             self._note(notes)
-            sides = self._case.scheme.names_in(self._target, own)
+            sides = self._scheme.names_in(self._target, own)
             if len(sides) == 2:
-                part = split_left_right(part)[sides.index(organ)]
+                left, right, _ = split_left_right(part)
+                part = (left, right)[sides.index(organ)]
             whole = part if whole is None else whole | part
         return whole
 
     def _by_organ(self) -> dict[str, list[tuple[str, Path]]]:
         found: dict[str, list[tuple[str, Path]]] = {}
         for own, path in self._case.masks:
-            for name in self._case.scheme.names_in(self._target, own):
+            for name in self._scheme.names_in(self._target, own):
                 found.setdefault(name, []).append((own, path))
         return found
 

@@ -28,7 +28,7 @@ class Hoisted(NamedTuple):
         channels: of the output.
     """
 
-    call: Callable[[Any, Array, Any], Array]
+    call: Callable[..., Array]
     arrays: list[Array]
     channels: int
 

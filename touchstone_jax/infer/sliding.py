@@ -120,8 +120,10 @@ class SlidingWindow:
         cross = cross_section or [4 * w for w in self.window[:2]]
         room = int(accumulator_mib * 2**20)
         self.tile = tile_size(cross, self.window, net.channels, room)
-        top = head and hoisted(head, (1, *self.tile, 1, net.channels), "head", place)
-        if top is not None:
+        top = (
+            None if head is None else hoisted(head, (1, *self.tile, 1, net.channels), "head", place)
+        )
+        if head is not None:
             _check_linear(head, net.channels)
         self.num_classes = (top or net).channels
         if self.num_classes > 256:
@@ -198,11 +200,11 @@ class SlidingWindow:
         if bad := image.size - int(np.isfinite(image).sum()):
             raise ValueError(f"{case}: image has {bad} NaN or infinite of {image.size} voxels")
         short = [m - n for m, n in zip(self._at_least(image.shape), image.shape, strict=True)]
-        box = tuple(slice(s // 2, s // 2 + n) for s, n in zip(short, image.shape, strict=True))
+        x, y, z = (slice(s // 2, s // 2 + n) for s, n in zip(short, image.shape, strict=True))
         if any(short):
             margins = [(s // 2, s - s // 2) for s in short]
             image = np.pad(image, margins, constant_values=self._pad_value)
-        return image, box
+        return image, (x, y, z)
 
     def _moved(self, told: Told | None, box: Box) -> Told | None:
         """``told`` of windows in a padded image, inside of which ``box`` is the image."""

@@ -30,8 +30,8 @@ class Reorientation:
 
     def inverse(self) -> Reorientation:
         """The way back: ``r.inverse().apply(r.apply(a))`` is ``a``."""
-        axes = tuple(int(k) for k in np.argsort(self.axes))
-        return Reorientation(axes, tuple(self.flips[k] for k in axes))
+        x, y, z = (int(k) for k in np.argsort(self.axes))
+        return Reorientation((x, y, z), (self.flips[x], self.flips[y], self.flips[z]))
 
     def is_identity(self) -> bool:
         """Whether nothing is moved."""
@@ -57,7 +57,8 @@ class Geometry:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between neighbouring voxels along each stored axis, in mm."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+        x, y, z = (float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
 
     @property
     def orientation(self) -> str:
@@ -75,7 +76,8 @@ class Geometry:
             affine[:, k] = self.affine[:, axis] * (-1 if flip else 1)
             if flip:
                 affine[:, 3] += self.affine[:, axis] * (self.shape[axis] - 1)
-        return Geometry(tuple(self.shape[axis] for axis in turn.axes), affine)
+        x, y, z = (self.shape[axis] for axis in turn.axes)
+        return Geometry((x, y, z), affine)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; float64 survives JSON bit by bit."""
@@ -103,7 +105,9 @@ def canonical(geometry: Geometry) -> Reorientation:
         itertools.permutations(range(3)),
         key=lambda axes: sum(abs(cosines[world, axis]) for world, axis in enumerate(axes)),
     )
-    return Reorientation(axes, tuple(bool(cosines[w, axis] < 0) for w, axis in enumerate(axes)))
+    x, y, z = axes
+    flips = (bool(cosines[0, x] < 0), bool(cosines[1, y] < 0), bool(cosines[2, z] < 0))
+    return Reorientation((x, y, z), flips)
 
 
 def obliqueness_deg(geometry: Geometry) -> float:

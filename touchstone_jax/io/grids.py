@@ -45,9 +45,9 @@ def same_geometry(
             "affine_mismatch"); shapes, spacings, orientations and distance are told.
     """
     best, found = np.inf, Reorientation()
-    for axes in itertools.permutations(range(3)):
-        for flips in itertools.product((False, True), repeat=3):
-            turn = Reorientation(axes, flips)
+    for x, y, z in itertools.permutations(range(3)):
+        for flip_x, flip_y, flip_z in itertools.product((False, True), repeat=3):
+            turn = Reorientation((x, y, z), (flip_x, flip_y, flip_z))
             moved = b.reoriented(turn)
             if moved.shape == a.shape:
                 distance = corner_distance_mm(a, moved)

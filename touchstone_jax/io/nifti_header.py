@@ -59,7 +59,8 @@ def _shape(header: Any, path: Path, case: str) -> tuple[int, int, int]:
             f"{path.name} is {len(sizes)}-D with shape {tuple(sizes)}; expected three axes",
             "give one 3-D volume a file: split a series, stack slices",
         )
-    return tuple(sizes)
+    x, y, z = sizes
+    return x, y, z
 
 
 def _affine(header: Any, shape, path: Path, case: str):

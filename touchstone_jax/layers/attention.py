@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +49,11 @@ def attend(
     if bias is not None:
         half = query.dtype.itemsize < 4
         bias = bias.astype(jnp.float32 if half and not flash else query.dtype)
-    flat = (a.reshape(-1, *a.shape[-3:]) for a in (query, key, value))
-    how = "cudnn" if flash else "xla"
+    q, k, v = (a.reshape(-1, *a.shape[-3:]) for a in (query, key, value))
+    how: Literal["cudnn", "xla"] = "cudnn" if flash else "xla"
     # JAX's own code promotes half precision to float32 for the scores.
     with jax.numpy_dtype_promotion("standard"):
-        made = jax.nn.dot_product_attention(*flat, bias, implementation=how)
+        made = jax.nn.dot_product_attention(q, k, v, bias, implementation=how)
     return made.reshape(query.shape)
 
 
@@ -90,7 +90,9 @@ class LayerNorm(nnx.LayerNorm):
     def __init__(self, channels: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs) -> None:
         super().__init__(channels, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    def __call__(  # type: ignore[override]  # no masks here
+        self, x: Float[Array, "*b c"]
+    ) -> Float[Array, "*b c"]:
         """See the class."""
         return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 

@@ -76,7 +76,7 @@ def _by_planes(x: Array, kernel: Array, strides: Triple, pads: list[tuple[int, i
         taps, kernels = [jnp.concatenate(taps, -1)], [jnp.concatenate(list(kernel), -2)]
     else:
         kernels = list(kernel)
-    total = None
+    total: Any = None
     for tap, weights in zip(taps, kernels, strict=True):
         plane = jax.lax.conv_general_dilated(
             tap.reshape(batch * out, *tap.shape[2:]),
@@ -243,10 +243,11 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
-        how = {"use_running_average": True, "momentum": 0.9, "epsilon": 1e-5}
-        super().__init__(channels, **how, rngs=rngs)
+        super().__init__(channels, use_running_average=True, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
+    def __call__(  # type: ignore[override]  # no masks here
+        self, x: Float[Array, "b x y z c"]
+    ) -> Float[Array, "b x y z c"]:
         """See the class."""
         exact = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
         return super().__call__(exact).astype(x.dtype)

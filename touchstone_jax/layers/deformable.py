@@ -20,7 +20,7 @@ def sample(x: Float[Array, "b x y z c"], points: Float[Array, "b n 3"]) -> Float
     low = jnp.floor(points)
     part = points - low
     low = low.astype(jnp.int32)
-    total = None
+    total: Any = None
     for corner in itertools.product((0, 1), repeat=3):
         at = low + jnp.asarray(corner, jnp.int32).reshape(1, 1, 3)
         inside = jnp.ones(at.shape[:2], bool)

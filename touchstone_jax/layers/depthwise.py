@@ -75,7 +75,7 @@ def _shifted_sum(x: Array, kernel: Array, strides: Triple, dilation: int) -> Arr
     pads = [dilation * (k // 2) for k in kernel.shape[:3]]
     padded = jnp.pad(x, ((0, 0), *((p, p) for p in pads), (0, 0)))
     spans = [(n - 1) // s * s + 1 for n, s in zip(x.shape[1:4], strides, strict=True)]
-    total = None
+    total: Any = None
     for tap in itertools.product(*map(range, kernel.shape[:3])):
         box = tuple(
             slice(i * dilation, i * dilation + span, s)
@@ -102,7 +102,7 @@ def _backward(dilation: int, saved: tuple[Array, Array], g: Array) -> tuple[Arra
     padded = jnp.pad(x, ((0, 0), *((p, p) for p in pads), (0, 0)))
 
     def of_tap(tap: Array) -> Array:
-        corner = [0, *(tap[axis] * dilation for axis in range(3)), 0]
+        corner: list[Any] = [0, *(tap[axis] * dilation for axis in range(3)), 0]
         part = jax.lax.dynamic_slice(padded, corner, x.shape) * g
         # Two steps: XLA vectorises the first, which leaves the channels' neighbours in place.
         exact = part.astype(jnp.float32) if part.dtype.itemsize < 4 else part
@@ -130,7 +130,7 @@ def depthwise_up(
     padded = jnp.pad(x, ((0, 0), *((p, p) for p in pads), (0, 0)))
     parities = []
     for parity in itertools.product((0, 1), repeat=3):
-        total = None
+        total: Any = None
         for tap in itertools.product(*map(range, sizes)):
             # The input that reaches output 2m + r by tap t is m + (r + k // 2 - t) / 2.
             doubled = [r + p - t for r, p, t in zip(parity, pads, tap, strict=True)]
@@ -185,9 +185,9 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b a b_ c_ c"]:
         """See the class."""
-        how = {"dilation": self.dilation, "lowering": self.lowering}
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        return add_bias(depthwise(x, kernel, self.strides, **how), self.bias)
+        made = depthwise(x, kernel, self.strides, dilation=self.dilation, lowering=self.lowering)
+        return add_bias(made, self.bias)
 
 
 class DepthwiseUp(nnx.Module):

@@ -41,7 +41,7 @@ class Dropout(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *sides c"]) -> Float[Array, "b *sides c"]:
         """See the class."""
-        if self.deterministic or not self.rate:
+        if self.deterministic or self.stream is None:
             return x
         onward, now = jax.random.split(jax.random.wrap_key_data(self.stream[...]))
         self.stream.set_value(jax.random.key_data(onward))

@@ -36,8 +36,8 @@ def double(
     reach = (size // 2 + 1) // 2
     shifts, parities = np.arange(-reach, reach + 1), np.arange(2)
     # The tap by which input m + shift reaches output 2m + parity; where there is none, zeros.
-    taps = parities[None] + size // 2 - 2 * shifts[:, None]
-    taps = jnp.asarray(np.where((taps >= 0) & (taps < size), taps, size).reshape(-1))
+    tap = parities[None] + size // 2 - 2 * shifts[:, None]
+    taps = jnp.asarray(np.where((tap >= 0) & (tap < size), tap, size).reshape(-1))
     for axis in range(3):
         kernel = jnp.take(kernel, taps, axis, mode="fill", fill_value=0)
     width = len(shifts)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from touchstone_jax.layers.blocks import Triple, he_normal, triple
 
 
-def windows(x: Float[Array, "b x y z c"], size: Triple) -> Float[Array, "b n t c"]:
+def windows(x: Float[Array, "b x y z c"], size: Sequence[int]) -> Float[Array, "b n t c"]:
     """Windows (x slowest) and the voxels in each, t = product of ``size``, x slowest.
 
     Raises:
@@ -28,7 +28,7 @@ def windows(x: Float[Array, "b x y z c"], size: Triple) -> Float[Array, "b n t c
 
 
 def unwindows(
-    x: Float[Array, "b n t c"], size: Triple, sides: Sequence[int]
+    x: Float[Array, "b n t c"], size: Sequence[int], sides: Sequence[int]
 ) -> Float[Array, "b x y z c"]:
     """The volume of these ``sides`` that `windows` cut."""
     b, _, _, c = x.shape

@@ -21,7 +21,8 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from touchstone_jax.labels.schemes import Scheme, from_indices, scheme
+from touchstone_jax.labels.scheme import Scheme
+from touchstone_jax.labels.schemes import from_indices, scheme
 from touchstone_jax.layouts.case_files import Case, folders, volume, volumes
 
 _LABEL_MAPS = ("combined_labels", "labels")
@@ -74,7 +75,8 @@ def _recognise(folder: Path, segmentations: str) -> str:
         ]
         if len(found) == 1:
             return found[0]
-    names, any_masks, any_ct = set(), False, False
+    names: set[str] = set()
+    any_masks = any_ct = False
     for case in folders(folder):
         masks = volumes(case / segmentations)
         any_masks |= bool(masks)

@@ -71,7 +71,7 @@ def pair(
     return mask_or_labels("pred", pred, num_classes), mask_or_labels("ref", ref, num_classes)
 
 
-def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+def _numbers(name: str, values: float | Sequence[float]) -> tuple[float, ...]:
     traced = isinstance(values, jax.core.Tracer) or (
         isinstance(values, (tuple, list)) and any(isinstance(v, jax.core.Tracer) for v in values)
     )

@@ -21,7 +21,7 @@ class Ball(NamedTuple):
     half: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of offsets."""
         return sum(2 * half + 1 for half in self.half)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,7 +68,8 @@ def mask_box(mask: Shaped[np.ndarray, "*space"]) -> Box | None:
     """Bounding box of what is not 0, axis by axis on what the axes before have left; or None."""
     box: Box = ()
     for axis in range(mask.ndim):
-        part = mask[(*box, ...)]
+        place: tuple[Any, ...] = (*box, ...)
+        part = mask[place]
         hit = np.flatnonzero(part.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         if not hit.size:
             return None

@@ -78,7 +78,7 @@ def within(
     seekers: UInt[Array, "*space"], targets: UInt[Array, "*space"], near: Ball, none: int
 ) -> Bool[Array, "*space"]:
     """Voxels of ``seekers`` that have the same label in ``targets`` at an offset of the ball."""
-    if near.count > UNROLLED:
+    if near.size > UNROLLED:
         return lax.fori_loop(
             0,
             none,

@@ -146,7 +146,12 @@ def absent_assd(convention: str, direction: str) -> tuple[float, float, float]:
 
 
 def _check(
-    name: str, pred: Array, ref: Array, spacing_mm: Sequence[float], convention: str, empty: str
+    name: str,
+    pred: Array | np.ndarray,
+    ref: Array | np.ndarray,
+    spacing_mm: Sequence[float],
+    convention: str,
+    empty: str,
 ) -> tuple[float, ...]:
     arguments.known("convention", convention, CONVENTIONS)
     arguments.known("policy for empty masks", empty, DISTANCE_EMPTY)
@@ -210,7 +215,7 @@ def _directed(
         (p, size_p), (r, size_r) = (surface(x, label, none, areas) for x in (pred, ref))
         # A loop over the two ways, so that the transform is compiled once.
         forth, back = lax.map(
-            lambda way: _measure(transform(~way[2], spacing), *way[:2], share, by_area, what),
+            lambda way: _measure(transform(~way[2], spacing), way[0], way[1], share, by_area, what),
             (jnp.stack([p, r]), jnp.stack([size_p, size_r]), jnp.stack([r, p])),
         )
         return forth, back, jnp.stack([size_p.sum(), size_r.sum()])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from touchstone_jax.metrics.overlap import CONVENTIONS
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Integer
+
+Name = TypeVar("Name", str, int)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def evaluate_labels(
     pred: Integer[np.ndarray, "*space"],
     ref: Integer[np.ndarray, "*space"],
     spacing_mm: Sequence[float],
-    classes: Mapping[str, int] | Sequence[int],
+    classes: Mapping[Name, int] | Sequence[Name],
     tolerance_mm: float | Sequence[float] = 1.5,
     *,
     convention: str = "touchstone",
     distances: bool = False,
-) -> dict[str | int, Scores]:
+) -> dict[Name, Scores]:
     """Scores of each class of two label maps, 2-D or 3-D; keys as in ``classes``.
 
     Args:
@@ -75,16 +77,17 @@ def evaluate_labels(
     """
     arguments.known("convention", convention, CONVENTIONS)
     pred, ref, spacing = checked(pred, ref, spacing_mm, integers=True)
-    named = dict(classes) if isinstance(classes, Mapping) else {c: c for c in classes}
+    named: dict[Any, int]
+    named = dict(classes) if isinstance(classes, Mapping) else {c: c for c in list[Any](classes)}
     if not named or len(set(named.values())) < len(classes) or min(named.values()) < 0:
         raise ValueError(f"classes={classes!r}; expected labels of 0 or more, each once")
     tolerances = arguments.tolerances(tolerance_mm, len(named))
     boxes = [label_boxes(labels, max(named.values())) for labels in (pred, ref)]
-    scores = {}
+    scores: dict[Name, Scores] = {}
     for (name, label), tolerance in zip(named.items(), tolerances, strict=True):
-        box = union(*(b.get(label) for b in boxes), pred.ndim)
-        masks = (labels[box] == label for labels in (pred, ref))
-        scores[name] = _score(*masks, spacing, tolerance, convention, distances)
+        box = union(boxes[0].get(label), boxes[1].get(label), pred.ndim)
+        found, wanted = (labels[box] == label for labels in (pred, ref))
+        scores[name] = _score(found, wanted, spacing, tolerance, convention, distances)
     return scores
 
 
@@ -124,16 +127,16 @@ def _score(
         # The operations of `dice`, so that the bits agree.
         whole = predicted + referred + (convention == "touchstone")
         dsc = float(np.float32(2 * both) / np.float32(whole))
-    surfaces = [surface_of(mask, spacing, convention) for mask in (pred, ref)]
+    found, wanted = (surface_of(mask, spacing, convention) for mask in (pred, ref))
     hd95 = assd = None
     if distances and predicted and referred:
-        hd95, assd = surface_distances(*surfaces, spacing, convention)
+        hd95, assd = surface_distances(found, wanted, spacing, convention)
     elif distances:
         which = 1 if referred else 2 if predicted else 0
         hd95, assd = absent_hd(convention, 95.0)[which], absent_assd(convention, "both")[which]
     return Scores(
         dsc=dsc,
-        nsd=surface_dice(*surfaces, spacing, tolerance),
+        nsd=surface_dice(found, wanted, spacing, tolerance),
         hd95_mm=hd95,
         assd_mm=assd,
         pred_voxels=predicted,

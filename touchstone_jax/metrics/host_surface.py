@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from touchstone_jax.metrics.ball import Ball, ball
 from touchstone_jax.metrics.surfels import border, surfel_areas
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Array, Bool, Float
 
 # Above, one float64 distance transform is faster than a lookup an offset.
 _LOOKUPS = 500
@@ -39,8 +39,8 @@ def surface_of(
     for bit, offset in enumerate(itertools.product((1, 0), repeat=mask.ndim)):
         window = tuple(slice(o, o + n) for o, n in zip(offset, mask.shape, strict=True))
         codes[window] |= mask.astype(np.uint8) << bit
-    at = border(codes)
-    return Surface(at, surfel_areas(spacing_mm)[codes[at]])
+    ends = np.asarray(border(cast("Array", codes)))  # of NumPy, NumPy's
+    return Surface(ends, surfel_areas(spacing_mm)[codes[ends]])
 
 
 def surface_dice(
@@ -51,7 +51,7 @@ def surface_dice(
     if not whole:
         return float("nan")
     near = ball(tolerance_mm, spacing_mm, pred.at.shape)
-    far = _beyond if near.count > _LOOKUPS else _missed
+    far = _beyond if near.size > _LOOKUPS else _missed
     missed = sum(
         seekers.size[far(seekers.at, targets.at, near, spacing_mm, tolerance_mm)].sum()
         for seekers, targets in ((pred, ref), (ref, pred))

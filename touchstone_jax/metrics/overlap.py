@@ -119,7 +119,8 @@ def _counts(pred, ref, num_classes: int | None) -> tuple[Array, Array, Array]:
     """Voxels in both, in the prediction, in the reference; uint32, () or (num_classes,)."""
     if num_classes is None:
         pred, ref = pair(pred, ref, None)
-        return tuple(jnp.sum(m, dtype=jnp.uint32) for m in (pred & ref, pred, ref))
+        both, ours, theirs = (jnp.sum(m, dtype=jnp.uint32) for m in (pred & ref, pred, ref))
+        return both, ours, theirs
     joint = joint_histogram(pred, ref, num_classes)
     return (
         jnp.diagonal(joint),

@@ -81,11 +81,11 @@ def nsd(
         scores = [
             _by_voxels(pred, ref, ball(t, spacing, pred.shape), num_classes) for t in distinct
         ]
-    scores = jnp.stack([_share(*told, empty) for told in scores])
+    table = jnp.stack([_share(part, whole, has, empty) for part, whole, has in scores])
     if num_classes is None:
-        return scores[0, 0]
+        return table[0, 0]
     picked = np.array([distinct.index(t) for t in tolerances])
-    return scores[picked, np.arange(num_classes)]
+    return table[picked, np.arange(num_classes)]
 
 
 def _share(part: Array, whole: Array, referred: Array, empty: str) -> Float[Array, " classes"]:

@@ -69,7 +69,7 @@ class ClipHead(nnx.Module):
         for channels, count in zip((deep, fine), groups, strict=True):
             if channels % count:
                 raise ValueError(f"clip head: {count} groups do not divide {channels} channels")
-        how = {"epsilon": 1e-5, "use_fast_variance": False, "rngs": rngs}
+        how: dict[str, Any] = {"epsilon": 1e-5, "use_fast_variance": False, "rngs": rngs}
         self.image_norm = nnx.GroupNorm(deep, groups[0], **how)
         self.norm = nnx.GroupNorm(fine, groups[1], **how)
         self.image = Conv(deep, TEXT, 1, rngs=rngs)

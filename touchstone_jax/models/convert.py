@@ -28,10 +28,11 @@ from touchstone_jax.models.graph import GroupedDense
 from touchstone_jax.models.segvol import VolumeNorm
 
 # Layer -> our variable -> (torch's name, our axis for each of torch's).
-_CONV = {"kernel": ("weight", (4, 3, 0, 1, 2)), "bias": ("bias", (0,))}
-_NORM = {"scale": ("weight", (0,)), "bias": ("bias", (0,))}
-_BATCH = {"mean": ("running_mean", (0,)), "var": ("running_var", (0,))}
-LAYOUTS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+_CONV: Layout = {"kernel": ("weight", (4, 3, 0, 1, 2)), "bias": ("bias", (0,))}
+_NORM: Layout = {"scale": ("weight", (0,)), "bias": ("bias", (0,))}
+_BATCH: Layout = {"mean": ("running_mean", (0,)), "var": ("running_var", (0,))}
+LAYOUTS: dict[type, Layout] = {
     Conv: _CONV,
     # Input channels first; no tap is reversed, for `upsample` counts as torch does.
     UpConv: {**_CONV, "kernel": ("weight", (3, 4, 0, 1, 2))},
@@ -82,7 +83,7 @@ class Fit(NamedTuple):
     config: dict[str, Any]
 
 
-def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) -> nnx.Module:
+def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: Any) -> nnx.Module:
     """A network with the weights of its original's state dict, array by array.
 
     Args:
@@ -112,7 +113,7 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: object) ->
     return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
 
 
-def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
+def fit(name: str, arrays: Mapping[str, Any], **config: Any) -> Fit:
     """Where each key of a state dict goes; `from_torch` without the arrays.
 
     Args:
@@ -124,7 +125,7 @@ def fit(name: str, arrays: Mapping[str, Any], **config: object) -> Fit:
         ValueError: as `from_torch`, but for NaN.
     """
     config = {**_told(name, arrays, config), **config}
-    model = nnx.eval_shape(lambda: create(name, **config, rngs=nnx.Rngs(0)))
+    model: Any = nnx.eval_shape(lambda: create(name, **config, rngs=nnx.Rngs(0)))
     places = torch_places(model)
     ignored = {k for k in arrays if k not in places and re.search(model.torch_ignored, k)}
     given = set(arrays) - ignored
@@ -149,14 +150,15 @@ def torch_places(model: nnx.Module) -> dict[str, Place]:
     A variable of a layer without an entry in `LAYOUTS` has its name and layout there too.
     """
     modules = dict(nnx.iter_modules(model))
+    network: Any = model
     places = {}
     own = (RandomStream, *getattr(model, "torch_absent", ()))
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(*own)))):
         *above, attribute = path
         layout = _layout(modules[tuple(above)])
         shape = tuple(variable.shape)
-        field, axes = layout.get(attribute, (attribute, tuple(range(len(shape)))))
-        module = model.torch_name("/".join(map(str, above))) if above else ""
+        field, axes = layout.get(str(attribute), (str(attribute), tuple(range(len(shape)))))
+        module = network.torch_name("/".join(map(str, above))) if above else ""
         key = f"{module}.{field}" if module else field
         places[key] = Place(path, tuple(shape[a] for a in axes), axes)
     return places
@@ -205,15 +207,15 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 _READERS = {".npz": _npz, ".safetensors": _safetensors}
 
 
-def _layout(module: nnx.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _layout(module: nnx.Module) -> Layout:
     return next((LAYOUTS[t] for t in type(module).__mro__ if t in LAYOUTS), {})
 
 
-def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, object]) -> dict[str, Any]:
+def _told(name: str, arrays: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the network that shapes of arrays tell."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    family = getattr(MODELS[name], "func", MODELS[name])
+    family: Any = getattr(MODELS[name], "func", MODELS[name])
     told = dict(family.torch_stages(arrays))
     for argument, (key, axis) in family.torch_sizes.items():
         if argument in config:

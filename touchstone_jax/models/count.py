@@ -21,7 +21,7 @@ def size_of(model: nnx.Module, *kinds: type[nnx.Variable]) -> int:
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-def count_parameters(name: str, *, num_classes: int | None = None, **config: object) -> int:
+def count_parameters(name: str, *, num_classes: int | None = None, **config: Any) -> int:
     """Numbers that a network of that name stores as weights, tables that are not trained included.
 
     Args:
@@ -39,7 +39,7 @@ def count_parameters(name: str, *, num_classes: int | None = None, **config: obj
     return size_of(_abstract(name, num_classes or 10, config), nnx.Param, FixedTable)
 
 
-def count_operations(name: str, patch: Sequence[int], **config: object) -> int:
+def count_operations(name: str, patch: Sequence[int], **config: Any) -> int:
     """Floating-point operations of one forward pass: two for each multiply-add.
 
     Convolutions and matrix products only, as PyTorch's counter counts; norms, sampling and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from flax import nnx
 
@@ -51,7 +52,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
 
 
 def create(
-    name: str, in_channels: int = 1, *, num_classes: int, rngs: nnx.Rngs, **config: object
+    name: str, in_channels: int = 1, *, num_classes: int, rngs: nnx.Rngs, **config: Any
 ) -> nnx.Module:
     """A freshly initialised network: (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes).
 

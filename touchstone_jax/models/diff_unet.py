@@ -41,6 +41,7 @@ class TwoConvs(nnx.Module):
         """See the class."""
         x = self.conv_0(x)
         if time is not None:
+            assert self.temb_proj is not None  # only timed blocks are given a time
             x = x + self.temb_proj(jax.nn.silu(time))[:, None, None, None].astype(x.dtype)
         return self.conv_1(x)
 
@@ -120,7 +121,8 @@ class DiffUNet(nnx.Module):
             [TwoConvs(i, o, True, how) for i, o in [(in_channels + organs, w[0]), *pairs]]
         )
         self.temb = TimeEmbedding(rngs)
-        self.ups, self.up = nnx.List([]), nnx.List([])
+        self.ups: nnx.List[UpConv] = nnx.List([])
+        self.up: nnx.List[TwoConvs] = nnx.List([])
         for level in reversed(range(4)):
             inside = w[level + 1] // 2 if level else w[1]
             self.ups.append(UpConv(w[level + 1], inside, 2, dtype=how["dtype"], rngs=rngs))

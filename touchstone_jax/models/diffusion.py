@@ -67,8 +67,8 @@ def ddim(
         direction = (x - jnp.sqrt(now) * clean) / jnp.sqrt(1 - now)
         return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * direction, output
 
-    schedule = tuple(jnp.asarray(a[::-1].copy()) for a in (times, share, before))
-    return jax.lax.scan(step, noise, schedule)[1]
+    moments, now, then = (jnp.asarray(a[::-1].copy()) for a in (times, share, before))
+    return jax.lax.scan(step, noise, (moments, now, then))[1]
 
 
 def fused(outputs: Float[Array, "runs steps b x y z k"]) -> Float[Array, "b x y z k"]:

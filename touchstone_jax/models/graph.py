@@ -79,7 +79,7 @@ def _resized(rows: Float[Array, "m c"], count: int) -> Float[Array, "n c"]:
     a = -0.75
     at = (jnp.arange(count, dtype=jnp.float32) + 0.5) * (len(rows) / count) - 0.5
     low = jnp.floor(at)
-    total = None
+    total: Any = None
     for shift in (-1, 0, 1, 2):
         d = jnp.abs(at - low - shift)
         near = (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -127,8 +127,9 @@ class GraphConv(nnx.Module):
     ) -> None:
         self.conv = GroupedDense(2 * channels, 2 * channels, dtype=dtype, rngs=rngs)
         if norm == "batch":
-            how = {"use_running_average": True, "momentum": 0.9, "epsilon": 1e-5}
-            self.norm = nnx.BatchNorm(2 * channels, rngs=rngs, **how)
+            self.norm: nnx.BatchNorm | InstanceNorm = nnx.BatchNorm(
+                2 * channels, use_running_average=True, momentum=0.9, epsilon=1e-5, rngs=rngs
+            )
         else:
             self.norm = InstanceNorm(2 * channels)
         self.neighbours = neighbours
@@ -174,7 +175,8 @@ class PoolGrapher(nnx.Module):
         self.graph = GraphConv(channels, neighbours, "instance", **plain)
         self.fc2 = ConvNormAct(2 * channels, channels, 1, act=False, **how)
         large = math.prod(shape) > 64 * math.prod(smallest)
-        self.pool = tuple(2 if large and n % 2 == 0 else 1 for n in shape)
+        px, py, pz = (2 if large and n % 2 == 0 else 1 for n in shape)
+        self.pool = (px, py, pz)
         pooled = [n // p for n, p in zip(shape, self.pool, strict=True)]
         if any(n % ratio for n in pooled):
             raise ValueError(f"nextou: ratios: a map of {tuple(pooled)} has no cubes of {ratio}")

@@ -38,7 +38,9 @@ class ResidualBlock(nnx.Module):
         """See the class."""
         made = jax.nn.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
         made = self.norm2(self.conv2(made))
-        shortcut = x if self.conv3 is None else self.norm3(self.conv3(x))
+        shortcut = x
+        if self.conv3 is not None and self.norm3 is not None:
+            shortcut = self.norm3(self.conv3(x))
         return jax.nn.leaky_relu(made + shortcut.astype(made.dtype), SLOPE)
 
 

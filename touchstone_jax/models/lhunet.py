@@ -55,7 +55,9 @@ class Down(nnx.Module):
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b a b_ c o"]:
         """See the class."""
         x = block_maxima(self.down(x))
-        return x if self.vit is None else self.conv(x + self.vit(x))
+        if self.vit is None or self.conv is None:
+            return x
+        return self.conv(x + self.vit(x))
 
 
 class Decode(nnx.Module):
@@ -140,8 +142,14 @@ class LHUNet(UShape):
             vit = attention(i, heads[i - 2], projections[i - 2]) if i > 1 else None
             decoder.append(Decode(2 * widths[i], widths[i], vit, how))
         strides = [(1, 1, 1), *[(2, 2, 2)] * 5]
-        way_up = {"ups": ups, "decoder": decoder, "heads": []}
-        super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
+        super().__init__(
+            encoder=encoder,
+            ups=ups,
+            decoder=decoder,
+            heads=[],
+            strides=strides,
+            remat=remat,
+        )
         self.out_skip = ResidualBlock(in_channels, widths[0], 5, how)
         self.out = ResidualBlock(2 * widths[0], widths[0], 5, how)
         self.head = Conv(widths[0], num_classes, 1, rngs=rngs)

@@ -7,7 +7,7 @@ the maps of three scales.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -44,7 +44,8 @@ class Level(nnx.Module):
     def __init__(self, merging: Merging | None = None) -> None:
         self.merging = merging
         self.codes: nnx.Module | None = nnx.data(None)
-        self.convs, self.attentions = nnx.List([]), nnx.List([])
+        self.convs: nnx.List[nnx.Module] = nnx.List([])
+        self.attentions: nnx.List[nnx.Module] = nnx.List([])
 
 
 class MedFormer(UShape):
@@ -122,12 +123,20 @@ class MedFormer(UShape):
             inputs = width if level in up else both
             made.convs.extend(_residuals(inputs, width, convs[-1 - level], how))
             decoder.append(made)
-        head = {"dtype": jnp.float32, "rngs": rngs}
+        head: dict[str, Any] = {"dtype": jnp.float32, "rngs": rngs}
         heads_ = [Conv(widths[0], num_classes, 1, **head)]
         strides = [(1, 1, 1), *[(2, 2, 2)] * (len(widths) - 1)]
-        way_up = {"ups": [], "decoder": decoder, "heads": heads_}
-        super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
-        self.fusion = Fusion([widths[level] for level in ATTENDING], *fusion, how)
+        super().__init__(
+            encoder=encoder,
+            ups=[],
+            decoder=decoder,
+            heads=heads_,
+            strides=strides,
+            remat=remat,
+        )
+        inside, fused_heads, layers = fusion
+        attending = [widths[level] for level in ATTENDING]
+        self.fusion = Fusion(attending, inside, fused_heads, layers, how)
         self.aux = Conv(widths[ATTENDING[0]], num_classes, 1, **head)
 
     def __call__(
@@ -140,7 +149,7 @@ class MedFormer(UShape):
         """
         self.refuse_sides(x)
         shape, skips, maps = x.shape[1:4], [], []
-        stem, *levels = self.encoder
+        stem, *levels = cast(Sequence[Any], self.encoder)
         x = self._run(stem, x)
         for level in levels:
             skips.append(x)
@@ -153,8 +162,9 @@ class MedFormer(UShape):
                     x, code = self._run(block, x, code)
                 maps.append(code)
         maps = self._run(self.fusion, maps)
-        code, aux = maps.pop(), None
-        for level in self.decoder:
+        code = maps.pop()
+        aux: Any = None  # from the map above the deepest, in training
+        for level in cast(Sequence[Level], self.decoder):
             skip = skips.pop()
             x = jnp.concatenate([trilinear(x, skip.shape[1:4]), skip], axis=-1)
             if level.codes is not None:

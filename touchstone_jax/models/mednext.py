@@ -49,8 +49,8 @@ class Block(nnx.Module):
     ) -> None:
         how = {"dtype": dtype, "rngs": rngs}
         if mode == "up":
-            self.conv1 = DepthwiseUp(inputs, kernel, **how)
-            self.res_conv = UpConv(inputs, outputs, 1, **how)
+            self.conv1: DepthwiseUp | DepthwiseConv = DepthwiseUp(inputs, kernel, **how)
+            self.res_conv: UpConv | Conv | None = UpConv(inputs, outputs, 1, **how)
         else:
             stride = 2 if mode == "down" else 1
             self.conv1 = DepthwiseConv(inputs, kernel, stride, lowering=lowering, **how)
@@ -59,13 +59,12 @@ class Block(nnx.Module):
         self.norm = InstanceNorm(inputs)
         self.conv2 = Conv(inputs, expansion * inputs, 1, **how)
         self.conv3 = Conv(expansion * inputs, outputs, 1, **how)
-        self.mode = mode
 
     def __call__(self, x: Float[Array, "b x y z i"]) -> Float[Array, "b a b_ c o"]:
         """See the class."""
         made = self.conv2(self.norm(self.conv1(x)))
         made = self.conv3(jax.nn.gelu(made, approximate=False))
-        if self.mode == "up":
+        if isinstance(self.res_conv, UpConv):
             front = ((0, 0), *[(1, 0)] * 3, (0, 0))
             return jnp.pad(made + _spread(self.res_conv, x), front)
         return made + (x if self.res_conv is None else self.res_conv(x)).astype(made.dtype)
@@ -76,6 +75,7 @@ def _spread(conv: UpConv, x: Array) -> Array:
     between = [(0, 0, 0), *[(0, 0, 1)] * 3, (0, 0, 0)]
     made = conv(x)
     # What `pad` puts between is one number for all channels: so the bias goes in afterwards.
+    assert conv.bias is not None  # a block's convolutions have one
     bias = conv.bias[...].astype(made.dtype).reshape(1, 1, 1, 1, -1)
     return jax.lax.pad(made - bias, jnp.zeros((), made.dtype), between) + bias
 
@@ -134,7 +134,7 @@ class MedNeXt(UShape):
         widths = [channels * 2**level for level in range(levels)]
         encoder = []
         for i, width in enumerate(widths):
-            first = Conv(in_channels, width, 1, dtype=how["dtype"], rngs=rngs)
+            first: nnx.Module = Conv(in_channels, width, 1, dtype=how["dtype"], rngs=rngs)
             if i:
                 first = Block(width // 2, width, expansions[i], kernel, "down", **how)
             encoder.append(_level(first, width, blocks[i], expansions[i], kernel, how))
@@ -146,9 +146,15 @@ class MedNeXt(UShape):
         heads = [
             UpConv(width, num_classes, 1, rngs=rngs) for width in (*widths[-2::-1], widths[-1])
         ]
-        way_up = {"ups": ups, "decoder": decoder, "heads": heads}
         strides = [(1, 1, 1), *[(2, 2, 2)] * (levels - 1)]
-        super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
+        super().__init__(
+            encoder=encoder,
+            ups=ups,
+            decoder=decoder,
+            heads=heads,
+            strides=strides,
+            remat=remat,
+        )
 
     def torch_name(self, path: str) -> str:
         """Name in MedNeXt's state dict of the module at our slash ``path``."""

@@ -108,9 +108,9 @@ class NexToU(UShape):
                 nnx.Sequential(*place, ConvNormAct(a, b, 3, strides[i], **how), *graphs(i))
             )
         way_up = way_up_of(num_classes, widths, [(3, 3, 3)] * levels, strides, 0, how)
-        for place, level in enumerate(reversed(range(PLAIN, levels - 1))):
+        for i, level in enumerate(reversed(range(PLAIN, levels - 1))):
             width = widths[level]
-            way_up["decoder"][place] = nnx.Sequential(
+            way_up["decoder"][i] = nnx.Sequential(
                 ConvNormAct(2 * width, width, 3, **how), *graphs(level)
             )
         super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
@@ -128,11 +128,11 @@ class NexToU(UShape):
     def torch_name(self, path: str) -> str:
         """Name in NexToU's state dict of the module at our slash ``path``."""
         deepest = len(self.encoder) - 1
-        kind, level, *rest = path.split("/")
-        level = int(level)
+        kind, number, *parts = path.split("/")
+        level = int(number)
         if kind in ("ups", "heads"):
             return f"{'tu' if kind == 'ups' else 'seg_outputs'}.{level}"
-        block, rest = int(rest[1]), "/".join(rest[2:])
+        block, rest = int(parts[1]), "/".join(parts[2:])
         depth = level if kind == "encoder" else deepest - 1 - level
         name = "conv_blocks_context" if kind == "encoder" else "conv_blocks_localization"
         if kind == "encoder" and depth == PLAIN:
@@ -144,8 +144,8 @@ class NexToU(UShape):
             return renamed(f"{name}/{level}/{where}/{rest}", [("/norm$", "/instnorm")])
         if block == 0:
             return renamed(f"{name}/{level}/0/blocks/0/{rest}", [("/norm$", "/instnorm")])
-        parts = [("/conv$", "/0"), ("/norm$", "/1"), ("/graph/", "/graph_conv/gconv/nn/")]
-        return renamed(f"{name}/{level}/1/blocks/0/{block - 1}/{rest}".rstrip("/"), parts)
+        names = [("/conv$", "/0"), ("/norm$", "/1"), ("/graph/", "/graph_conv/gconv/nn/")]
+        return renamed(f"{name}/{level}/1/blocks/0/{block - 1}/{rest}".rstrip("/"), names)
 
 
 def _shapes(patch: Triple, strides: Sequence[Triple]) -> list[Triple]:
@@ -153,7 +153,8 @@ def _shapes(patch: Triple, strides: Sequence[Triple]) -> list[Triple]:
     for stride in strides:
         if any(n % s for n, s in zip(shape, stride, strict=True)):
             raise ValueError(f"nextou: patch={patch} cannot be divided by the pools at {shape}")
-        shape = tuple(n // s for n, s in zip(shape, stride, strict=True))
+        x, y, z = (n // s for n, s in zip(shape, stride, strict=True))
+        shape = (x, y, z)
         shapes.append(shape)
     return shapes
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.layers import SLOPE, ConvNormAct, Triple
+from touchstone_jax.layers import SLOPE, ConvNormAct, InstanceNorm, Triple
 from touchstone_jax.models.unet import (
     NNUNET_COPIES,
     NNUNET_NAMES,
@@ -45,7 +45,8 @@ class ResidualBlock(nnx.Module):
     ) -> None:
         self.conv1 = ConvNormAct(inputs, outputs, kernel, strides, **how)
         self.conv2 = ConvNormAct(outputs, outputs, kernel, act=False, **how)
-        self.conv2.norm.scale[...] = jnp.zeros(outputs)
+        norm = cast(InstanceNorm, self.conv2.norm)  # there is no other by default
+        norm.scale[...] = jnp.zeros(outputs)
         thin = {**how, "bias": False, "act": False}
         self.skip = None if inputs == outputs else ConvNormAct(inputs, outputs, 1, **thin)
         self.strides = strides
@@ -106,7 +107,8 @@ class ResEncUNet(UShape):
         blocks = per_stage("resenc_l", "blocks", blocks, len(widths))
         how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "lowering": lowering, "rngs": rngs}
         stem = ConvNormAct(in_channels, widths[0], kernels[0], **how)
-        encoder, inputs = [], widths[0]
+        encoder: list[nnx.Module] = []
+        inputs = widths[0]
         for width, kernel, stride, count in zip(widths, kernels, strides, blocks, strict=True):
             made = [ResidualBlock(inputs, width, kernel, stride, how)]
             made += [ResidualBlock(width, width, kernel, (1, 1, 1), how) for _ in range(count - 1)]
@@ -131,8 +133,8 @@ class ResEncUNet(UShape):
         """Name in nnU-Net's state dict of the module at our slash ``path``."""
         head, _, rest = path.partition("/layers/")
         if head.startswith("encoder/"):
-            level, (block, _, rest) = int(head.removeprefix("encoder/")), rest.partition("/")
-            block = int(block) - (level == 0)
+            level, (number, _, rest) = int(head.removeprefix("encoder/")), rest.partition("/")
+            block = int(number) - (level == 0)
             if block < 0:
                 return renamed(f"encoder/stem/convs/0/{rest}", ())
             # The shortcut is a list: a pool, where it shrinks, and the convolution.

@@ -107,12 +107,12 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "b t c"]:
         """See the class; tokens that are not ``there`` are not seen."""
         parts = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
-        parts = tuple(p.reshape(*p.shape[:2], self.heads, -1) for p in parts)
+        q, k, v = (p.reshape(*p.shape[:2], self.heads, -1) for p in parts)
         bias = None
         if there is not None:
             bias = jnp.where(there, jnp.float32(0), jnp.float32(-1e9))[:, None, None]
             bias = jnp.broadcast_to(bias, (len(bias), 1, query.shape[1], key.shape[1]))
-        made = attend(*parts, bias)
+        made = attend(q, k, v, bias)
         return self.out_proj(made.reshape(*query.shape[:2], -1))
 
 

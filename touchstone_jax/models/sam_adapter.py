@@ -55,8 +55,8 @@ class SliceDecoder(nnx.Module):
         made = self.norm(self.up1(flat.reshape(image.shape)))
         made = gelu(self.up2(gelu(made))).astype(jnp.float32)
         # The first two tokens are of the quality and of a single mask, which is not asked for.
-        weights = [net(tokens[:, 2 + i]) for i, net in enumerate(self.hypernetworks)]
-        weights = jnp.stack(weights, axis=-1).astype(jnp.float32)
+        columns = [net(tokens[:, 2 + i]) for i, net in enumerate(self.hypernetworks)]
+        weights = jnp.stack(columns, axis=-1).astype(jnp.float32)
         return jnp.einsum("nhwc,nck->nhwk", made, weights)
 
 

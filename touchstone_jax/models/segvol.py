@@ -208,7 +208,7 @@ class SegVol(nnx.Module):
         if not aligned and vectors.shape[1] != width:
             raise ValueError(f"segvol: embeddings {vectors.shape}; expected width={width} of each")
         how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "rngs": rngs}
-        vit = {"width": width, "hidden": hidden, "layers": layers, "heads": heads}
+        vit: dict[str, Any] = {"width": width, "hidden": hidden, "layers": layers, "heads": heads}
         self.image_encoder = ViT(turned, token, in_channels, **vit, how=how)
         self.prompt_encoder = PromptEncoder(width, turned, rngs)
         grid = self.image_encoder.grid

@@ -121,8 +121,14 @@ class STUNet(UShape):
             ups.append(NearestUp(widths[i + 1], widths[i], strides[i + 1], how))
             decoder.append(_level(2 * widths[i], widths[i], (1, 1, 1), depths[i], how))
             heads.append(Conv(widths[i], num_classes, 1, dtype=jnp.float32, rngs=rngs))
-        way_up = {"ups": ups, "decoder": decoder, "heads": heads}
-        super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
+        super().__init__(
+            encoder=encoder,
+            ups=ups,
+            decoder=decoder,
+            heads=heads,
+            strides=strides,
+            remat=remat,
+        )
 
     def torch_name(self, path: str) -> str:
         """Name in STU-Net's state dict of the module at our slash ``path``."""

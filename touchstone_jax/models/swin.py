@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from touchstone_jax.layers import Triple
 from touchstone_jax.layers.attention import LayerNorm, RelativeBias, TransformerBlock, dense
 from touchstone_jax.layers.windows import unwindows, windows
 
@@ -65,7 +65,9 @@ class SwinBlock(TransformerBlock):
         self.bias = RelativeBias((window,) * 3, heads, rngs=how["rngs"])
         self.window, self.shifted = window, shifted
 
-    def __call__(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
+    def __call__(  # type: ignore[override]  # a volume, where the block without windows has tokens
+        self, x: Float[Array, "b x y z c"]
+    ) -> Float[Array, "b x y z c"]:
         """See the class."""
         x = x + self._in_windows(self.norm1(x))
         return x + self.mlp(self.norm2(x))
@@ -89,7 +91,9 @@ class SwinBlock(TransformerBlock):
         return made[:, : sides[0], : sides[1], : sides[2]]
 
 
-def regions(sides: Triple, window: Triple, shift: Triple) -> Int[np.ndarray, "n t"]:
+def regions(
+    sides: Sequence[int], window: Sequence[int], shift: Sequence[int]
+) -> Int[np.ndarray, "n t"]:
     """Number of the region of each voxel of each window after a cyclic shift.
 
     Voxels of a window with one number were neighbours before the shift.
@@ -99,7 +103,7 @@ def regions(sides: Triple, window: Triple, shift: Triple) -> Int[np.ndarray, "n 
         at = np.arange(n)
         here = ((at >= n - w).astype(np.int32) + (at >= n - s)) * (s > 0)
         number = 3 * number + here.reshape([-1 if a == axis else 1 for a in range(3)])
-    return np.asarray(windows(number[None, ..., None], window))[0, :, :, 0]
+    return np.asarray(windows(cast(Array, number[None, ..., None]), window))[0, :, :, 0]
 
 
 class Merging(nnx.Module):

@@ -78,7 +78,7 @@ class SwinUNETR(UShape):
         super().__init__(encoder=encoder, strides=[(32, 32, 32)], remat=remat, **way_up)
         plain = {"dtype": how["dtype"], "rngs": rngs}
         self.embed = PatchConv(in_channels, width, 2, **plain)
-        self.swin = nnx.List()
+        self.swin: nnx.List[nnx.Module] = nnx.List()
         for i in range(STAGES):
             first = [Residual(widths[i], widths[i], how)] if version == 2 else []
             stage = swin_stage(widths[i], depths[i], heads[i], window, merging, plain)

@@ -68,8 +68,8 @@ class SwinUNETRClip(SwinUNETR):
         rngs: nnx.Rngs,
     ) -> None:
         vectors = read_embeddings(embeddings, num_classes - 1, organs)
-        swin = {"width": width, "depths": depths, "heads": heads, "window": window}
-        how = {"dtype": dtype, "lowering": lowering, "remat": remat, "rngs": rngs}
+        swin: dict[str, Any] = {"width": width, "depths": depths, "heads": heads, "window": window}
+        how: dict[str, Any] = {"dtype": dtype, "lowering": lowering, "remat": remat, "rngs": rngs}
         super().__init__(
             num_classes=num_classes,
             in_channels=in_channels,

@@ -174,7 +174,8 @@ class TinyViT(nnx.Module):
         first, last = widths[0], widths[-1]
         self.embed1 = ConvNorm(inputs, first // 2, 3, how, stride=2)
         self.embed2 = ConvNorm(first // 2, first, 3, how, stride=2)
-        self.layers = nnx.List([])
+        self.layers: nnx.List[Stage] = nnx.List([])
+        blocks: Sequence[nnx.Module]
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             if i:
                 blocks = [TinyViTBlock(width, heads[i], windows[i], how) for _ in range(depth)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from touchstone_jax.layers import Triple
+from touchstone_jax.layers import Triple, triple
 
 SMALLEST_MAP = 4
 """No axis is halved to fewer voxels than this at the bottleneck."""
@@ -38,7 +38,8 @@ def topology(
         stages: at most so many, at least 1; None for as many as the patch has room for.
     """
     spacing, sizes = list(map(float, spacing_mm)), list(patch)
-    kernel, kernels, strides = [1, 1, 1], [], [(1, 1, 1)]
+    kernel, kernels = [1, 1, 1], list[Triple]()
+    strides: list[Triple] = [(1, 1, 1)]
     while stages is None or len(strides) < stages:
         room = [axis for axis in range(3) if sizes[axis] >= 2 * SMALLEST_MAP]
         if not room:
@@ -50,8 +51,8 @@ def topology(
             break
         fine = [s < 2 * min(spacing) for s in spacing]
         kernel = [3 if k == 3 or f else 1 for k, f in zip(kernel, fine, strict=True)]
-        kernels.append(tuple(kernel))
-        strides.append(tuple(2 if axis in halved else 1 for axis in range(3)))
+        kernels.append(triple(kernel, "kernel"))
+        strides.append(triple([2 if axis in halved else 1 for axis in range(3)], "stride"))
         for axis in halved:
             spacing[axis] *= 2
             sizes[axis] = -(-sizes[axis] // 2)

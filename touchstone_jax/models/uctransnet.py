@@ -108,10 +108,16 @@ class UCTransNet(UShape):
             gates.append(Gate(widths[level], rngs))
         head = Conv(widths[0], num_classes, 1, dtype=jnp.float32, rngs=rngs)
         strides = [(1, 1, 1), *[(2, 2, 2)] * len(PATCHES)]
-        way_up = {"ups": [], "decoder": decoder, "heads": [head]}
-        super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
+        super().__init__(
+            encoder=encoder,
+            ups=[],
+            decoder=decoder,
+            heads=[head],
+            strides=strides,
+            remat=remat,
+        )
         self.gates = nnx.List(gates)
-        grid = tuple(p // PATCHES[0] for p in self.patch)
+        grid = triple([p // PATCHES[0] for p in self.patch], "uctransnet: grid")
         self.mtc = ChannelTransformer(widths[:-1], grid, PATCHES, heads, layers, dropout, how)
 
     def __call__(

@@ -16,6 +16,7 @@ from touchstone_jax.layers import Conv, Triple, UpConv, standardise, triple
 from touchstone_jax.layers.attention import LayerNorm, TransformerBlock
 from touchstone_jax.layers.windows import PatchConv, unwindows, windows
 from touchstone_jax.models.lhunet import PReLU
+from touchstone_jax.models.unet import Renaming
 from touchstone_jax.models.unetr import Residual, monai_name, monai_way_up
 from touchstone_jax.models.ushape import UShape, check, per_stage
 
@@ -67,7 +68,7 @@ class NestLevel(nnx.Module):
         window: Triple,
         *,
         heads: int,
-        skips: Sequence[float],
+        skips: Sequence[float] | np.ndarray,
         pool: bool,
         how: dict[str, Any],
     ) -> None:
@@ -172,14 +173,23 @@ class UNesT(UShape):
         way_up = monai_way_up(num_classes, widths, how)
         super().__init__(encoder=encoder, strides=[(32, 32, 32)], remat=remat, **way_up)
         self.embed = PatchConv(in_channels, widths[2], TOKEN, **plain)
-        self.levels, self.norm = nnx.List(), LayerNorm(widths[4], EPSILON, rngs=rngs)
+        self.levels: nnx.List[NestLevel] = nnx.List()
+        self.norm = LayerNorm(widths[4], EPSILON, rngs=rngs)
         skips = np.split(np.linspace(0, skip, sum(depths)), np.cumsum(depths)[:-1])
         for i in range(LEVELS):
-            grid = tuple(p // (TOKEN * 2**i) for p in self.patch)
-            window = tuple(p // TOKEN**2 for p in self.patch)
-            how_many = {"heads": heads[i], "skips": skips[i], "pool": i > 0, "how": how}
+            grid = triple([p // (TOKEN * 2**i) for p in self.patch], "unest: grid")
+            window = triple([p // TOKEN**2 for p in self.patch], "unest: window")
             self.levels.append(
-                NestLevel(widths[max(i, 1) + 1], widths[i + 2], grid, window, **how_many)
+                NestLevel(
+                    widths[max(i, 1) + 1],
+                    widths[i + 2],
+                    grid,
+                    window,
+                    heads=heads[i],
+                    skips=skips[i],
+                    pool=i > 0,
+                    how=how,
+                )
             )
 
     def down(self, x: Float[Array, "b x y z i"]) -> tuple[Array, list[Array]]:
@@ -211,7 +221,7 @@ class UNesT(UShape):
 
     def torch_name(self, path: str) -> str:
         """Name in MONAI's state dict of the module at our slash ``path``."""
-        names = [
+        names: list[Renaming] = [
             ("^embed$", "nestViT/patch_embed/proj"),
             ("^norm$", "nestViT/norm"),
             ("^levels/", "nestViT/levels/"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -144,7 +144,11 @@ def way_up_of(
     return made
 
 
-def renamed(path: str, names: Sequence[tuple[str, str]]) -> str:
+Renaming = tuple[str, str | Callable[[re.Match[str]], str]]
+"""A pattern and what takes its place, as `re.sub` takes them."""
+
+
+def renamed(path: str, names: Sequence[Renaming]) -> str:
     """``path`` after all the replacements, with dots for slashes."""
     for pattern, name in names:
         path = re.sub(pattern, name, path)

@@ -101,8 +101,14 @@ class UNetClip(UShape):
             ups.append(UpConv(below, below, dtype=how["dtype"], rngs=rngs))
             decoder.append(nnx.Sequential(*_pair(below + width, width, width, how)))
         strides = [(1, 1, 1), *[(2, 2, 2)] * (len(widths) - 1)]
-        way_up = {"ups": ups, "decoder": decoder, "heads": []}
-        super().__init__(encoder=encoder, strides=strides, remat=remat, **way_up)
+        super().__init__(
+            encoder=encoder,
+            ups=ups,
+            decoder=decoder,
+            heads=[],
+            strides=strides,
+            remat=remat,
+        )
         self.headless = None
         self.head = ClipHead(widths[-1], widths[0], vectors, groups=groups, rngs=rngs)
 

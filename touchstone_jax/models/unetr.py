@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from touchstone_jax.layers import SLOPE, Conv, Triple, UpConv, standardise, triple
-from touchstone_jax.models.unet import renamed
+from touchstone_jax.models.unet import Renaming, renamed
 from touchstone_jax.models.ushape import UShape, check
 from touchstone_jax.models.vit import VIT_NAMES, VIT_UNUSED, ViT
 
@@ -67,7 +67,7 @@ def monai_way_up(
     return {**made, "heads": [Conv(widths[0], num_classes, 1, rngs=how["rngs"])]}
 
 
-def monai_name(path: str, first: int, names: Sequence[tuple[str, str]] = ()) -> str:
+def monai_name(path: str, first: int, names: Sequence[Renaming] = ()) -> str:
     """MONAI's name of the module at our slash ``path``.
 
     Args:
@@ -75,7 +75,7 @@ def monai_name(path: str, first: int, names: Sequence[tuple[str, str]] = ()) -> 
         first: number that MONAI gives the deepest stage of the way up.
         names: replacements of the network's own, done first.
     """
-    ways = []
+    ways: list[Renaming] = []
     for i in range(first):
         ways.append((f"^ups/{i}$", f"decoder{first - i}/transp_conv/conv"))
         ways.append((f"^decoder/{i}/", f"decoder{first - i}/conv_block/"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,8 @@ class UShape(nnx.Module):
         self.encoder, self.ups = nnx.List(encoder), nnx.List(ups)
         self.decoder, self.heads = nnx.List(decoder), nnx.List(heads)
         self.strides, self.remat = tuple(strides), remat
-        self.deterministic, self.headless = True, False
+        self.deterministic = True
+        self.headless: bool | None = False
 
     def __call__(
         self, x: Float[Array, "b x y z i"]
@@ -137,7 +138,8 @@ class UShape(nnx.Module):
     @property
     def divisor(self) -> Triple:
         """Of what the sides (x, y, z) of a volume must be multiples."""
-        return tuple(math.prod(s[axis] for s in self.strides) for axis in range(3))
+        x, y, z = (math.prod(s[axis] for s in self.strides) for axis in range(3))
+        return x, y, z
 
     @staticmethod
     def torch_stages(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,23 +151,24 @@ class UShape(nnx.Module):
         """Name in the original's state dict of the module at our slash ``path``."""
         raise NotImplementedError(f"{self.label}: no original weights are known")
 
-    def _run(self, module: nnx.Module, *inputs: Array) -> Any:
+    def _run(self, module: nnx.Module, *inputs: Any) -> Any:
         if not self.remat or self.deterministic:
             return module(*inputs)
         if not isinstance(module, nnx.Sequential):
             return recomputed(module, *inputs)
         (x,) = inputs
         for layer in module.layers:
-            x = recomputed(layer, x)
+            x = recomputed(cast(nnx.Module, layer), x)
         return x
 
 
-def recomputed(module: nnx.Module, *inputs: Array) -> Any:
+def recomputed(module: nnx.Module, *inputs: Any) -> Any:
     """``module(*inputs)``, of which only these are kept for the gradients (Chen et al. 2016)."""
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    graphdef, *states = nnx.split(module, nnx.Param, ...)
+    params, rest = states
 
     @jax.checkpoint
-    def run(params: object, rest: object, *inputs: Array) -> tuple[Array, object]:
+    def run(params: object, rest: object, *inputs: Any) -> tuple[Array, object]:
         copy = nnx.merge(graphdef, params, rest)
         made = copy(*inputs)
         return made, nnx.to_pure_dict(nnx.state(copy, nnx.Not(nnx.Param)))

@@ -61,7 +61,7 @@ class PatchEmbedding(nnx.Module):
             raise ValueError(f"volume {shape} must be a multiple of the token's patch {patch}")
         self.patch, self.kind = patch, kind
         if kind == "perceptron":
-            layer = dense(math.prod(patch) * inputs, width, **how)
+            layer: nnx.Module = dense(math.prod(patch) * inputs, width, **how)
         else:
             layer = PatchConv(inputs, width, patch, **how)
         self.patch_embeddings = nnx.Dict({kind: layer})
@@ -109,7 +109,8 @@ class ViT(nnx.Module):
         how: dict[str, Any],
     ) -> None:
         self.shape = shape
-        self.grid = tuple(n // p for n, p in zip(shape, patch, strict=True))
+        x, y, z = (n // p for n, p in zip(shape, patch, strict=True))
+        self.grid = (x, y, z)
         self.patch_embedding = PatchEmbedding(shape, patch, inputs, width, embedding, how)
         self.blocks = nnx.List(
             TransformerBlock(width, heads, hidden, qkv_bias=False, **how) for _ in range(layers)

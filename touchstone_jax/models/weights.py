@@ -35,13 +35,14 @@ def into_state(
         ValueError: no such network, weights that do not fit it, or a state of another network.
         FileNotFoundError: no such file.
     """
-    family = MODELS.get(model["name"])
+    family: Any = MODELS.get(model["name"])
     told = family.told_by_state(state) if hasattr(family, "told_by_state") else {}
     arguments = {**told, **{key: value for key, value in model.items() if key != "name"}}
     arrays = read_arrays(path, prefix)
     network = from_torch(model["name"], arrays, **arguments)
     found = fit(model["name"], arrays, **arguments)
-    _, params, rest = nnx.split(network, nnx.Param, ...)
+    _, *states = nnx.split(network, nnx.Param, ...)
+    params, rest = states
     made = {"params": nnx.to_pure_dict(params), "rest": nnx.to_pure_dict(rest)}
     for part, values in made.items():
         _same_shapes(Path(path), state.get(part), values)

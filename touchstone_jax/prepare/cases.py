@@ -55,6 +55,7 @@ def prepare_case(
     """
     seen = examine(case, plan.labels, overlap=plan.overlap)
     seen.raise_errors(allow)
+    assert seen.ct is not None and seen.labels is not None  # else there was an error
     image = prepare_image(seen.ct, plan).astype(np.float16)
     shape = image.shape
     labels = resample_labels(seen.labels, shape, order=_orders(seen.ct.spacing_mm, plan, 1))
@@ -91,7 +92,8 @@ def target_shape(
 ) -> tuple[int, int, int]:
     """Voxels (x, y, z) of a volume (canonical axes) on the plan's spacing: at least one an axis."""
     extents = zip(shape, spacing_mm, plan.spacing_mm, strict=True)
-    return tuple(max(1, round(n * s / target)) for n, s, target in extents)
+    x, y, z = (max(1, round(n * s / target)) for n, s, target in extents)
+    return x, y, z
 
 
 def to_source_grid(
@@ -142,6 +144,7 @@ def _orders(spacing_mm: Sequence[float], plan: Plan, order: int) -> tuple[int, .
 
 
 def _meta(case: Case, plan: Plan, seen: Examined, labels: UInt8[np.ndarray, "x y z"]):
+    assert seen.ct is not None and seen.report is not None  # else there was an error
     counts, target = label_counts(labels, 256), scheme(plan.labels)
     extents = zip(seen.ct.array.shape, seen.ct.spacing_mm, labels.shape, strict=True)
     # What nobody looked for is not the same as what nobody found.

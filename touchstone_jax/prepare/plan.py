@@ -71,7 +71,9 @@ class Plan:
         if not isinstance(stored, dict) or stored.keys() != names:
             got = sorted(stored) if isinstance(stored, dict) else type(stored).__name__
             raise ValueError(f"{source}: expected the keys {sorted(names)}, got {got}")
-        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        listed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()
+        }
         try:
             return Plan(**listed)
         except (TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def make_plan(
     median = np.median(shapes * spacings / np.array(target), axis=0)
     return Plan(
         labels=labels,
-        spacing_mm=tuple(float(s) for s in target),
+        spacing_mm=cast(tuple[float, float, float], tuple(float(s) for s in target)),
         clip_hu=clip,
         mean_hu=mean,
         std_hu=std,

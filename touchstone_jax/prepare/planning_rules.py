@@ -33,7 +33,8 @@ def target_spacing(
     ):
         fine = float(np.percentile(spacings_mm[:, worst], 10))
         target[worst] = max(fine, target[others].max())
-    return tuple(round(float(s), 6) for s in target)
+    x, y, z = (round(float(s), 6) for s in target)
+    return x, y, z
 
 
 def coarse_axis(spacing_mm: Sequence[float]) -> int | None:
@@ -74,4 +75,5 @@ def patch_size(
             sides[a] = limits[a] if full else edge_mm / spacing_mm[a]
         free = [a for a in free if a not in full] if full else []
     rounded = (max(multiple, round(float(s) / multiple) * multiple) for s in sides)
-    return tuple(min(r, limit) for r, limit in zip(rounded, limits, strict=True))
+    x, y, z = (min(r, limit) for r, limit in zip(rounded, limits, strict=True))
+    return x, y, z

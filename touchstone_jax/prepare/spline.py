@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
@@ -87,7 +89,7 @@ def gather(
     """Weighted sums along an axis, in the order of the taps."""
     shape = [1, 1, 1]
     shape[axis] = taps.shape[1]
-    total = None
+    total: Any = None
     for tap, weight in zip(taps, weights, strict=True):
         if total is None or np.any(weight):
             part = np.take(array, tap, axis)

@@ -29,11 +29,9 @@ def split_celiac(celiac: Mask, aorta: Mask, *, exchanged: bool = False) -> dict[
         aorta: of the same shape.
         exchanged: give the branches the names that the released generator gives them.
     """
-    trunk = reach = None
-    for cleaned in (True, False):
-        trunk, reach = _trunk(celiac, aorta, cleaned)
-        if trunk.any():
-            break
+    trunk, reach = _trunk(celiac, aorta, cleaned=True)
+    if not trunk.any():
+        trunk, reach = _trunk(celiac, aorta, cleaned=False)
     if not trunk.any():
         return None
     middle = np.argwhere(trunk)[:, 0].mean()

@@ -63,9 +63,14 @@ def diameters(lesion: Region, spacing_mm: Sequence[float]) -> Diameters:
     z, hull, a, b = found
     across = _across(hull, a, b)
     offset = np.asarray(lesion.start[:2], np.float64)
-    ends = tuple(tuple((p / scale + offset).tolist()) for p in (a, b, *across))
+    ends = [_point(p / scale + offset) for p in (a, b, *across)]
     width = float(np.linalg.norm(across[1] - across[0]))
-    return Diameters(best, width, lesion.start[2] + z, ends[:2], ends[2:])
+    return Diameters(best, width, lesion.start[2] + z, (ends[0], ends[1]), (ends[2], ends[3]))
+
+
+def _point(place: Float64[np.ndarray, " 2"]) -> tuple[float, float]:
+    x, y = place.tolist()
+    return x, y
 
 
 def _outline(mask: Bool[np.ndarray, "a b"]) -> Float64[np.ndarray, "n 2"]:
@@ -120,8 +125,8 @@ def published_diameters(lesion: Region) -> Diameters:
     z, a, b = found
     width, across = _turned_extent(lesion, start[2] + z, a, b, start)
     offset = np.asarray(start[:2], np.float64)
-    ends = tuple(tuple((p + offset).tolist()) for p in (a, b, *across))
-    return Diameters(max(best, 0.0), width, start[2] + z, ends[:2], ends[2:])
+    ends = [_point(p + offset) for p in (a, b, *across)]
+    return Diameters(max(best, 0.0), width, start[2] + z, (ends[0], ends[1]), (ends[2], ends[3]))
 
 
 def _turned_extent(lesion: Region, z: int, a, b, start) -> tuple[float, np.ndarray]:

@@ -120,9 +120,9 @@ def _rays(
             shares.append(share)
     if not points:
         return None
-    tree, shares = cKDTree(points), np.asarray(shares)
+    tree, values = cKDTree(points), np.asarray(shares)
     near = tree.query_ball_point(points, LENGTH_MM / 2)
-    return float(max(shares[index].mean() for index in near))
+    return float(max(values[index].mean() for index in near))
 
 
 def _cross_section(point, axis, inscribed_mm: float, wall, mass) -> float | None:

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
+from typing import Any
 
 from touchstone_jax.report.extract import parse_answer
 from touchstone_jax.report.faithful import Unfaithful, check_merged, check_rewritten
@@ -208,7 +209,7 @@ class Endpoint:
         return b"".join(parts)
 
 
-def endpoint_of(options: Mapping[str, object]) -> Endpoint:
+def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
     """The endpoint that a card describes.
 
     Raises:
@@ -223,7 +224,7 @@ def endpoint_of(options: Mapping[str, object]) -> Endpoint:
         raise ValueError(f"endpoint has the keys {odd}; legal are {legal}{hint}")
     if missing := [key for key in ("url", "model") if key not in options]:
         raise ValueError(f"endpoint lacks {missing}")
-    return Endpoint(**options)  # type: ignore[arg-type]
+    return Endpoint(**options)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -90,7 +90,8 @@ def native_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
     """The volume's own voxels."""
     index = tuple(np.arange(n) for n in shape)
     position = tuple(i.astype(np.float64) for i in index)
-    return Grid(tuple(map(int, shape)), tuple(map(float, spacing_mm)), index, position)
+    (x, y, z), (dx, dy, dz) = map(int, shape), map(float, spacing_mm)
+    return Grid((x, y, z), (dx, dy, dz), index, position)
 
 
 def report_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
@@ -106,7 +107,8 @@ def report_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
         at = np.minimum(np.arange(m) * step, n - 1)
         position.append(at)
         nearest.append(np.floor(at + 0.5).astype(int))
-    return Grid(size, (1.0, 1.0, 1.0), tuple(nearest), tuple(position))
+    x, y, z = size
+    return Grid((x, y, z), (1.0, 1.0, 1.0), tuple(nearest), tuple(position))
 
 
 def staging_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
@@ -120,4 +122,5 @@ def staging_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
         at = np.arange(m) / float(s)
         position.append(np.minimum(at, n - 1))
         nearest.append(np.where(at <= n - 1, np.floor(at + 0.5), -1).astype(int))
-    return Grid(size, (1.0, 1.0, 1.0), tuple(nearest), tuple(position))
+    x, y, z = size
+    return Grid((x, y, z), (1.0, 1.0, 1.0), tuple(nearest), tuple(position))

@@ -149,14 +149,14 @@ class Report(OverCases):
             told = f"no mask in {self._folders[case].name}/ of the case"
             fix = f"expected <name>.nii.gz in {self._folders[case]}; see masks= and segmentations="
             masks.findings.append(Finding(case, "missing_labels", "error", told, fix))
-        how = {"rules": self._rules, "min_component_mm3": self._smallest}
+        how: dict[str, Any] = {"rules": self._rules, "min_component_mm3": self._smallest}
         report, refused = None, []
         try:
             report = report_case(ct, masks, case=case, phase=self._phases.get(case), **how)
         except VolumeError as error:
             refused = [error.finding]  # there is no report, so nothing can allow it
-        told = [finding for finding in masks.findings if finding not in refused]
-        findings = [*judged, *self._allowed(told), *refused]
+        others = [finding for finding in masks.findings if finding not in refused]
+        findings = [*judged, *self._allowed(others), *refused]
         write_findings(folder / "findings.jsonl", findings)
         if report is not None:
             self._write(report, folder)

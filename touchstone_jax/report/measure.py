@@ -118,6 +118,7 @@ class _Hu:
         """HU in the region's box, and its mask."""
         if not region.mask.size:
             return np.zeros((0, 0, 0)), region.mask
+        assert self._box is not None  # it is around all regions
         start = self._box.start
         box = tuple(
             slice(a - s, b - s) for a, b, s in zip(region.start, region.stop, start, strict=True)

@@ -45,8 +45,9 @@ def judge_masks(case: str, masks: Masks, organs: Sequence[Organ]) -> Iterator[Fi
         yield Finding(case, "mirrored", "warning", told, fix)
     low, high = SOLID_HU
     for organ in organs:
-        solid = organ.name != "colon" and organ.mean_hu is not None
-        if solid and not low <= organ.mean_hu <= high:
+        if organ.name == "colon" or organ.mean_hu is None:
+            continue
+        if not low <= organ.mean_hu <= high:
             told = f"{organ.name} has {organ.mean_hu} HU on average; expected {low:g}..{high:g}"
             fix = "look whether mask and CT are of one patient and one orientation"
             yield Finding(case, "organ_hu", "warning", told, fix)

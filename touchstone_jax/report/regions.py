@@ -70,23 +70,25 @@ class Region:
 
     def padded(self, margin: Sequence[int]) -> tuple[Index, Index]:
         """The box with so many voxels more on every side, cut at the volume's faces."""
-        start = tuple(max(0, a - m) for a, m in zip(self.start, margin, strict=True))
+        ax, ay, az = (max(0, a - m) for a, m in zip(self.start, margin, strict=True))
         ends = zip(self.stop, margin, self.shape, strict=True)
-        return start, tuple(min(n, b + m) for b, m, n in ends)
+        bx, by, bz = (min(n, b + m) for b, m, n in ends)
+        return (ax, ay, az), (bx, by, bz)
 
 
 def fitted(mask: Bool[np.ndarray, "a b c"], start: Sequence[int], shape: Sequence[int]) -> Region:
     """The region of a mask whose first voxel is at ``start``; its box holds no empty border."""
     first = [int(s) for s in start]
+    nx, ny, nz = (int(n) for n in shape)
     # From the last axis to the first: each pass has less to look at.
     for axis in (2, 1, 0):
         inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         if not len(inside):
-            return Region(np.zeros((0, 0, 0), bool), (0, 0, 0), tuple(int(n) for n in shape))
+            return Region(np.zeros((0, 0, 0), bool), (0, 0, 0), (nx, ny, nz))
         low, high = int(inside[0]), int(inside[-1]) + 1
         mask = mask[(slice(None),) * axis + (slice(low, high),)]
         first[axis] += low
-    return Region(np.ascontiguousarray(mask), tuple(first), tuple(int(n) for n in shape))
+    return Region(np.ascontiguousarray(mask), (first[0], first[1], first[2]), (nx, ny, nz))
 
 
 def union(regions: Sequence[Region]) -> Region:
@@ -100,7 +102,8 @@ def union(regions: Sequence[Region]) -> Region:
     full = [r for r in regions if r.mask.size]
     if not full:
         return regions[0]
-    start = tuple(min(r.start[a] for r in full) for a in range(3))
+    x, y, z = (min(r.start[a] for r in full) for a in range(3))
+    start = (x, y, z)
     stop = tuple(max(r.stop[a] for r in full) for a in range(3))
     mask = np.zeros([b - a for a, b in zip(start, stop, strict=True)], bool)
     for region in full:

@@ -39,14 +39,14 @@ def size_words(organ: Organ, *, published: bool = False) -> str:
 
 
 def _kidneys(parts_mm3: Mapping[str, float | None], limit_cm3: float, published: bool) -> str:
-    known = [side for side, volume in parts_mm3.items() if volume is not None]
-    large = [side for side in known if parts_mm3[side] / 1000 > limit_cm3]
+    known = {side: volume for side, volume in parts_mm3.items() if volume is not None}
+    large = [side for side, volume in known.items() if volume / 1000 > limit_cm3]
     if large and (published or len(large) == 2):
         return "Bilateral kidneys are enlarged"
     if large:
         return f"{large[0].capitalize()} kidney is enlarged"
     if len(known) == 1:
-        return f"{known[0].capitalize()} kidney is of normal size"
+        return f"{next(iter(known)).capitalize()} kidney is of normal size"
     return "Normal size" if known else ""
 
 

@@ -153,9 +153,13 @@ def published_stage(
         "IVC": "postcava",
         "celiac": "celiac_aa",
     }
-    vessels = {name: masks.get(file) for name, file in names.items()}
-    silent = tumor is None or any(vessel is None for vessel in vessels.values())
-    if silent or all(lesion.kind == "cyst" for lesion in lesions):
+    found = {name: masks.get(file) for name, file in names.items()}
+    vessels = {name: vessel for name, vessel in found.items() if vessel is not None}
+    if (
+        tumor is None
+        or len(vessels) < len(names)
+        or all(lesion.kind == "cyst" for lesion in lesions)
+    ):
         return [None for _ in lesions]
     grid = staging_grid(shape, spacing_mm)
     tumor = grid.region(tumor)
@@ -192,8 +196,8 @@ def published_staging(
 
 def _published_tumor(masks: Masks) -> Region | None:
     if masks.has("pancreatic_pdac"):
-        both = [masks.get("pancreatic_pdac"), masks.get("pancreatic_pnet")]
-        return None if any(region is None for region in both) else union(both)
+        pdac, pnet = masks.get("pancreatic_pdac"), masks.get("pancreatic_pnet")
+        return None if pdac is None or pnet is None else union([pdac, pnet])
     return masks.get("pancreatic_lesion")
 
 

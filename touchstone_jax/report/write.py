@@ -94,6 +94,7 @@ def _why_no_size(organ: Organ) -> list[str]:
 
 def _volumes(organ: Organ) -> str:
     if organ.name != "kidney":
+        assert organ.volume_mm3 is not None  # its size has been told
         return f"volume: {_cm3(organ.volume_mm3)}"
     sides = [(s, organ.parts_mm3[s]) for s in ("right", "left")]
     parts = [f"{s} kidney volume: {_cm3(volume)}" for s, volume in sides if volume is not None]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,7 +21,8 @@ from touchstone_jax.io import Volume, read_ct, read_labels, read_mask
 from touchstone_jax.io.geometry import Geometry
 from touchstone_jax.labels import combine_masks, map_labels
 from touchstone_jax.labels.painting import Report
-from touchstone_jax.labels.schemes import Scheme, scheme
+from touchstone_jax.labels.scheme import Scheme
+from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layouts import Case
 from touchstone_jax.verify.ct_checks import judge_ct
 from touchstone_jax.verify.duplicates import digest, duplicates
@@ -126,34 +129,37 @@ def _labels(
     case: Case, ct: Volume, target: Scheme, overlap: str, findings: list[Finding]
 ) -> tuple[UInt8[np.ndarray, "x y z"] | None, Report | None]:
     """The case's labels in the scheme ``target``; None if a file of theirs is unusable."""
-    if case.scheme is None or not case.files[1:]:
+    own = case.scheme
+    if own is None or not case.files[1:]:
         fix = "add the masks, or look at layout= and segmentations="
         findings.append(Finding(case.id, "missing_labels", "error", "the case has no labels", fix))
         return None, None
     if case.label_map is not None:
-        got = _collect(findings, _mapped, case, ct, target, findings)
+        got = _collect(findings, _mapped, case.id, case.label_map, own, ct, target, findings)
     else:
-        findings += judge_names(case, case.scheme, target)
-        masks = _masks(case, ct.geometry, target, findings)
-        how = {"shape": ct.array.shape, "overlap": overlap, "case": case.id}
-        got = _collect(findings, combine_masks, masks, case.scheme, target, **how)
+        findings += judge_names(case, own, target)
+        masks = _masks(case, own, ct.geometry, target, findings)
+        how: dict[str, Any] = {"shape": ct.array.shape, "overlap": overlap, "case": case.id}
+        got = _collect(findings, combine_masks, masks, own, target, **how)
     labels, report = got or (None, None)
-    if labels is not None:
+    if labels is not None and report is not None:
         findings += judge_labels(case.id, labels, report, target, ct.array)
     unusable = {f.check for f in findings if f.severity == "error"} - {*ALLOWABLE, "nonfinite"}
     return (None, None) if unusable else (labels, report)
 
 
-def _mapped(case: Case, ct: Volume, target: Scheme, findings: list[Finding]):
-    found, notes = read_labels(case.label_map, case=case.id, like=ct.geometry)
-    findings += [*notes, *judge_label_map(case.id, found, case.scheme)]
-    return map_labels(found, case.scheme, target, case=case.id)
+def _mapped(
+    case: str, path: Path, own: Scheme, ct: Volume, target: Scheme, findings: list[Finding]
+):
+    found, notes = read_labels(path, case=case, like=ct.geometry)
+    findings += [*notes, *judge_label_map(case, found, own)]
+    return map_labels(found, own, target, case=case)
 
 
-def _masks(case: Case, like: Geometry, target: Scheme, findings: list[Finding]):
+def _masks(case: Case, scheme: Scheme, like: Geometry, target: Scheme, findings: list[Finding]):
     """Name and mask of every organ that ``target`` has a place for and that can be read."""
     for own, path in case.masks:
-        if set(case.scheme.names_in(target, own)) & set(target.indices):
+        if set(scheme.names_in(target, own)) & set(target.indices):
             got = _collect(findings, read_mask, path, case=case.id, like=like)
             if got is not None:
                 findings += got[1]
