@@ -17,6 +17,11 @@ def test_one_version_everywhere():
     assert f"\n## {version} " in read(ROOT / "CHANGELOG.md")
 
 
+@pytest.mark.parametrize("package", SETTINGS["tool"]["mypy"]["files"])
+def test_checked_types_are_told_to_others(package):
+    assert (ROOT / package / "py.typed").is_file()
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_files_that_are_no_python_go_into_the_wheel(package):
     patterns = SETTINGS["tool"]["setuptools"]["package-data"]["*"]
