@@ -15,8 +15,8 @@ from launch.experiment import MESH_AXES, SetupError
 
 # Splitting a bias saves nothing and costs a message.
 SMALLEST_SPLIT = 4096
-# Seen with jax 0.10: sums over a convolution's result, such as a norm's mean, and gradients came out
-# as many times too large as there are parts, without any error.
+# Seen with jax 0.10: sums over a convolution's result, such as a norm's mean, and gradients came
+# out as many times too large as there are parts, without any error.
 MISCOMPILED = "as XLA miscompiles convolutions that are split in space and in channels"
 Rules = Sequence[tuple[str, tuple]]
 
