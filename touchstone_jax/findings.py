@@ -14,6 +14,7 @@ CHECKS = {
     "missing_labels": "labels are wanted and the case has none",
     "missing_mask": "a class that the data set annotates has no mask in this case",
     "unknown_mask": "a mask whose name the data set's scheme does not know",
+    "unknown_name": "a class of dataset.json that may be a wanted one by another name",
     "unreadable": "not NIfTI, empty, or the file system refuses",
     "truncated": "the file ends early",
     "not_3d": "two or four axes",

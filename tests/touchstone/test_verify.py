@@ -10,7 +10,8 @@ import pytest
 from tests.touchstone.cases import PIXDIM, SHAPE, dataset, patch, rewrite, same, stored_as
 from tests.touchstone.test_bad_files import REFUSED
 from touchstone_jax.findings import CHECKS, SEVERITIES, Finding, VolumeError, exit_code
-from touchstone_jax.io import read_ct
+from touchstone_jax.io import read_ct, write
+from touchstone_jax.labels.schemes import SCHEMES, from_indices
 from touchstone_jax.layouts import discover
 from touchstone_jax.layouts.case_files import Case
 from touchstone_jax.verify import examine, verify
@@ -292,6 +293,23 @@ def test_label_maps(case: Case, tmp_path: Path) -> None:
     assert "11 (2 voxels), 200 (1 voxels); it has 0..9" in seen.findings[0].message
     combined.unlink()
     assert _told(examine(mapped).findings) == [("missing_file", "error")]
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("left kidney", "rename left kidney to kidney_left"), ("nephros", "rename them in dataset.j")],
+)
+def test_names_of_a_data_set_that_nobody_knows_are_told(case: Case, name: str, fix: str) -> None:
+    seen = examine(case)
+    combined = case.ct.parent / "combined_labels.nii.gz"
+    write(combined, seen.labels, seen.ct.geometry)
+    names = {**SCHEMES["abdomenatlas_1.0"].indices}
+    names[name] = names.pop("kidney_left")
+    own = Case(case.id, case.ct, (), combined, from_indices("mine", names))
+    (found,) = examine(own).findings
+    assert (found.check, found.severity) == ("unknown_name", "warning")
+    assert f"no kidney_left of abdomenatlas_1.0; left out are its {name}" in found.message
+    assert found.fix.startswith(fix)
 
 
 def test_stray_voxels_of_a_pair_are_told(case: Case) -> None:

@@ -31,6 +31,7 @@ from touchstone_jax.verify.label_checks import (
     judge_label_map,
     judge_labels,
     judge_names,
+    judge_own_names,
 )
 
 
@@ -153,7 +154,9 @@ def _mapped(
 ):
     found, notes = read_labels(path, case=case, like=ct.geometry)
     findings += [*notes, *judge_label_map(case, found, own)]
-    return map_labels(found, own, target, case=case)
+    labels, report = map_labels(found, own, target, case=case)
+    findings += judge_own_names(case, report, own, target)
+    return labels, report
 
 
 def _masks(case: Case, scheme: Scheme, like: Geometry, target: Scheme, findings: list[Finding]):

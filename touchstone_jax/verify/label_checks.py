@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from touchstone_jax.findings import Finding
 from touchstone_jax.io.label_values import label_counts
 from touchstone_jax.labels.painting import Report
 from touchstone_jax.labels.scheme import Scheme
+from touchstone_jax.labels.schemes import SCHEMES
 from touchstone_jax.layouts.case_files import Case
 
 _TWINS = ("kidney", "adrenal_gland", "lung", "femur")
@@ -65,6 +67,29 @@ def judge_label_map(
             f"labels that {source.name} does not name: {told}; it has 0..{max(legal)}",
             "name the scheme that the label map has (labels=), or remove the voxels",
         )
+
+
+def judge_own_names(case: str, report: Report, source: Scheme, target: Scheme) -> Iterator[Finding]:
+    """Classes of ``target`` that a scheme of the data set's own may have by another name."""
+    if source is SCHEMES.get(source.name) or not (report.missing and report.ignored):
+        return
+    wanted = {_words(name): name for name in report.missing}
+    near = [f"{own} to {wanted[_words(own)]}" for own in report.ignored if _words(own) in wanted]
+    yield Finding(
+        case,
+        "unknown_name",
+        "warning",
+        f"{source.name} has no {', '.join(report.missing)} of {target.name}; left out are its "
+        f"{', '.join(report.ignored)}",
+        f"rename {', '.join(near)} in dataset.json"
+        if near
+        else "rename them in dataset.json if they are among these; else nothing to do",
+    )
+
+
+def _words(name: str) -> str:
+    """The same for "left kidney", "Kidney_Left" and kidney_left."""
+    return "".join(sorted(re.findall("[a-z]+", name.lower())))
 
 
 def judge_labels(
