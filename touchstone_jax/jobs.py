@@ -146,7 +146,7 @@ class Prepare(OverCases):
     ) -> None:
         self._how: dict[str, Any] = {
             "labels": scheme(labels).name,
-            "spacing_mm": None if spacing_mm is None else [float(s) for s in spacing_mm],
+            "spacing_mm": None if spacing_mm is None else _spacing(spacing_mm),
             "patch_voxels": patch_voxels,
             "multiple": multiple,
             "intensity_cases": intensity_cases,
@@ -233,10 +233,17 @@ class Prepare(OverCases):
         return hash_of([json.dumps(self._how, sort_keys=True), VERSION, *listed])
 
 
+def _spacing(spacing_mm: Sequence[float]) -> list[float]:
+    try:
+        found = [float(s) for s in spacing_mm]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != 3 or not all(0.1 <= s <= 20 for s in found):
+        raise ValueError(f"spacing_mm={found or spacing_mm!r}; expected three numbers in 0.1..20")
+    return found
+
+
 def _check(how: Mapping[str, Any], samples: int) -> None:
-    spacing = how["spacing_mm"]
-    if spacing is not None and (len(spacing) != 3 or not all(0.1 <= s <= 20 for s in spacing)):
-        raise ValueError(f"spacing_mm={spacing}; expected three numbers in 0.1..20")
     for key, least in (("patch_voxels", 1), ("multiple", 1), ("intensity_cases", 0)):
         if how[key] < least:
             raise ValueError(f"{key}={how[key]}; expected at least {least}")

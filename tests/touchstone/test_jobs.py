@@ -235,6 +235,7 @@ def test_a_fingerprint_changes_with_what_the_result_depends_on(data: Path) -> No
         ({"layout": "bids"}, "layout='bids'"),
         ({"spacing_mm": [1, 2]}, r"spacing_mm=\[1.0, 2.0\]; expected three numbers"),
         ({"spacing_mm": [1, 2, 0]}, "expected three numbers in 0.1..20"),
+        ({"spacing_mm": 1.5}, "spacing_mm=1.5; expected three numbers in 0.1..20"),
         ({"patch_voxels": 0}, "patch_voxels=0; expected at least 1"),
         ({"multiple": 0}, "multiple=0"),
         ({"intensity_cases": -1}, "intensity_cases=-1"),
