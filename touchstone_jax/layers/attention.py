@@ -40,6 +40,7 @@ def attend(
     """
     lead = query.shape[:-3]
     if bias is not None:
+        bias = bias.reshape((*(1,) * (3 - bias.ndim), *bias.shape))
         if math.prod(bias.shape[:-3]) == 1:
             bias = bias.reshape(1, *bias.shape[-3:])
         else:
