@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ class Toy:
                 todo = [one for one in Path(self.kills).read_text().split() if one != line]
                 Path(self.kills).write_text("\n".join(todo))
                 os.kill(os.getpid(), signal.Signals[name or "SIGKILL"])
+                # Steps take milliseconds here: the notice shall come round before the next ones.
+                time.sleep(2)
 
     def explain(self, state: Any, split: str, count: int) -> dict[str, np.ndarray]:
         image = np.zeros((count, 2, 2, 3), np.uint8)
