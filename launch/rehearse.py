@@ -21,6 +21,8 @@ from launch.experiment import SetupError
 
 LARGEST = 256  # processes, and devices of each
 GRACE_SECONDS = 5.0  # for the others to tell what they know when one has ended
+# Never what the end of another leads to, so it comes first where several ended between two looks.
+_CAUSES = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -130,6 +132,8 @@ def _watch(children: Sequence[subprocess.Popen], logs: Path) -> int:
 def _failed(children: Sequence[subprocess.Popen], index: int, logs: Path) -> int:
     """Tell which process failed and how, end the others; the exit code."""
     _wait(children, GRACE_SECONDS)
+    if children[index].returncode > 0:
+        index = next((i for i, child in enumerate(children) if child.poll() in _CAUSES), index)
     still = [str(i) for i, child in enumerate(children) if child.poll() is None]
     code, first = children[index].returncode, children[0].poll()
     if first == code and code > 0:  # a refusal that all of them told: once is enough

@@ -102,3 +102,20 @@ def test_a_refusal_in_a_rehearsal_is_told_once(spawn: Callable, tmp_path: Path) 
     assert "stepz" in (tmp_path / "rehearse/process1.log").read_text()
     with pytest.raises(SetupError, match="PROCESSESxDEVICES"):
         rehearse.shape("2 x 4")
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int) -> None:
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def test_a_killed_process_is_named_even_if_the_other_was_seen_to_end_first(tmp_path, capsys):
+    assert rehearse._failed([Ended(1), Ended(-9)], 0, tmp_path) == 137
+    assert "process 1 was killed by SIGKILL" in capsys.readouterr().err
+    # An abort is what the loss of another host leads to: the refusal came first.
+    assert rehearse._failed([Ended(2), Ended(-6)], 0, tmp_path) == 2
