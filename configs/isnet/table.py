@@ -14,11 +14,18 @@ Expected  accuracy in %, mean ± sd of 3 seeds; last the heatmap's % in the fore
           mnist: biased / standard / deceiving digits
           erm              100.0 ± 0.0   38.0 ± 12.0  28.3 ± 5.7    75 / 100 / 78
           unbiased          96.9 ± 0.3   97.0 ± 0.3   96.8 ± 0.5    99 / 100 / 99
+          isnet_original    95.3 ± 0.4   95.2 ± 0.4   95.2 ± 0.4   100 / 100 / 100
           isnet_selective   92.8 ± 1.3   92.8 ± 1.2   92.7 ± 1.1   100 / 100 / 100
+          isnet_stochastic  92.9 ± 0.9   92.9 ± 0.9   93.0 ± 0.9   100 / 100 / 100
+          isnet_dual        89.3 ± 0.9   88.3 ± 0.3   88.3 ± 0.5   100 / 100 / 100
+          isnet_grad_x_inp. 96.6 ± 0.2   96.6 ± 0.2   96.6 ± 0.2   100 / 100 / 100
           pipeline          97.1 ± 0.4   97.1 ± 0.4   97.1 ± 0.4   100 / 100 / 100
           rrr               97.8 ± 0.7   83.9 ± 6.1   73.1 ± 12.4   88 / 100 / 91
           gals              99.3 ± 0.5   63.9 ± 10.2  49.3 ± 16.0   81 / 100 / 84
-          extended_gain     73.6 ± 4.6   53.9 ± 1.8   51.3 ± 3.7
+          gain              53.4 ± 8.7   30.9 ± 5.1   18.9 ± 3.1    69 / 100 / 67
+          extended_gain     73.6 ± 4.6   53.9 ± 1.8   51.3 ± 3.7    97 / 100 / 97
+          ham               98.8 ± 0.7   77.2 ± 14.1  69.6 ± 16.8   93 / 100 / 89
+          ag_sononet       100.0 ± 0.0   15.2 ± 8.8    1.6 ± 1.9    85 / 100 / 84
           multitask_unet   100.0 ± 0.0   14.0 ± 6.9    1.9 ± 1.7    61 / 100 / 64
           vit              100.0 ± 0.1    9.6 ± 1.6    0.2 ± 0.2    91 / 100 / 91
           fashion: biased / standard / deceiving clothes
