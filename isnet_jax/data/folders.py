@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from isnet_jax.data.pictures import Boxes, Masks, Pictures, check_channels, check_opens, sides
+from isnet_jax.data import pictures
+from isnet_jax.data.pictures import check_channels, check_opens, sides
 from isnet_jax.data.splits import TRAIN, VAL, Splits
 from isnet_jax.images import SUFFIXES
 
@@ -41,14 +42,14 @@ def columns(
     if not paths:
         raise ValueError(f"{case}: no images")
     check_opens(paths, case)
-    made: dict[str, Any] = {"image": Pictures(paths, size, channels), "label": labels}
+    made: dict[str, Any] = {"image": pictures.pictures(paths, size, channels), "label": labels}
     if masks is not None:
         if isinstance(masks[0], Path):
             files = cast(Sequence[Path], masks)
             check_opens(files, f"{case}: mask")
-            made["mask"] = Masks(files, size)
+            made["mask"] = pictures.masks(files, size)
         else:
-            made["mask"] = Boxes(cast(Sequence[Sequence[tuple]], masks), size)
+            made["mask"] = pictures.boxes(cast(Sequence[Sequence[tuple]], masks), size)
     return made
 
 

@@ -1,6 +1,7 @@
 """Columns that read image files when an item is asked for: a dataset need not fit in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,34 @@ from isnet_jax.images import read, resized
 CHANNELS = (1, 3)
 
 
-class _Files:
-    """A column of files; a subclass turns one into an array."""
+class Lazy:
+    """A column whose items are made when they are asked for.
 
-    def __init__(self, paths: Sequence[Path], shape: tuple[int, int, int]) -> None:
-        self.paths = tuple(paths)
-        self.shape = (len(self.paths), *shape)
+    Args:
+      count: items.
+      shape: of an item.
+      item: 0..count - 1 to an array float32 of that shape.
+    """
+
+    def __init__(
+        self, count: int, shape: tuple[int, ...], item: Callable[[int], np.ndarray]
+    ) -> None:
+        self.shape, self._item = (count, *shape), item
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """One item for an int, (m, h, w, c) for a slice or an array of ints."""
+        """One item for an int, (m, *shape) for a slice or an array of ints."""
         if isinstance(index, int | np.integer):
-            return self._read(self.paths[int(index)])
+            return self._item(range(len(self))[int(index)])
         rows = np.arange(len(self))[index]
         if not len(rows):
             return np.zeros((0, *self.shape[1:]), np.float32)
-        return np.stack([self._read(self.paths[row]) for row in rows])
-
-    def _read(self, path: Path) -> np.ndarray:
-        raise NotImplementedError
+        return np.stack([self._item(int(row)) for row in rows])
 
 
-class Pictures(_Files):
+def pictures(paths: Sequence[Path], size: tuple[int, int], channels: int) -> Lazy:
     """Images float32 (n, *size, channels) in [0, 1], squeezed to the size.
 
     Args:
@@ -42,62 +47,53 @@ class Pictures(_Files):
       size: (height, width) in pixels.
       channels: 3, or 1 for the mean of red, green and blue.
     """
-
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int) -> None:
-        super().__init__(paths, (*size, channels))
-
-    def _read(self, path: Path) -> np.ndarray:
-        image = resized(read(path), *self.shape[1:3])
-        return image if self.shape[3] == 3 else image.mean(axis=2, keepdims=True)
+    read_one = partial(_picture, tuple(paths), size, channels)
+    return Lazy(len(paths), (*size, channels), read_one)
 
 
-class Masks(_Files):
+def _picture(paths: Sequence[Path], size: tuple[int, int], channels: int, index: int) -> np.ndarray:
+    image = resized(read(paths[index]), *size)
+    return image if channels == 3 else image.mean(axis=2, keepdims=True)
+
+
+def masks(paths: Sequence[Path], size: tuple[int, int]) -> Lazy:
     """Masks float32 (n, *size, 1) of 0 and 1: brighter than half of white is foreground.
 
     Args:
       paths: PNG or JPEG files.
       size: (height, width) in pixels; the mask is scaled by nearest neighbours.
     """
-
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
-        super().__init__(paths, (*size, 1))
-
-    def _read(self, path: Path) -> np.ndarray:
-        mask = read(path).mean(axis=2, keepdims=True) > 0.5
-        return nearest(mask, *self.shape[1:3]).astype(np.float32)
+    return Lazy(len(paths), (*size, 1), partial(_mask, tuple(paths), size))
 
 
-class Boxes:
+def _mask(paths: Sequence[Path], size: tuple[int, int], index: int) -> np.ndarray:
+    mask = read(paths[index]).mean(axis=2, keepdims=True) > 0.5
+    return nearest(mask, *size).astype(np.float32)
+
+
+def boxes(
+    places: Sequence[Sequence[tuple[float, float, float, float]]], size: tuple[int, int]
+) -> Lazy:
     """Masks float32 (n, *size, 1) that are 1 inside each image's boxes.
 
     Args:
-      boxes: an image's (left, top, right, bottom), each in [0, 1] of the width or height.
+      places: an image's (left, top, right, bottom), each in [0, 1] of the width or height.
       size: (height, width) in pixels.
     """
+    return Lazy(len(places), (*size, 1), partial(_inside, tuple(places), size))
 
-    def __init__(
-        self, boxes: Sequence[Sequence[tuple[float, float, float, float]]], size: tuple[int, int]
-    ) -> None:
-        self.boxes = tuple(boxes)
-        self.shape = (len(self.boxes), *size, 1)
 
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """One item for an int, (m, h, w, 1) for a slice or an array of ints."""
-        if not isinstance(index, int | np.integer):
-            rows = np.arange(len(self))[index]
-            return np.stack([self[int(row)] for row in rows]) if len(rows) else self._none()
-        height, width = self.shape[1:3]
-        mask = np.zeros((height, width, 1), np.float32)
-        for left, top, right, bottom in self.boxes[int(index)]:
-            rows = slice(int(top * height), int(np.ceil(bottom * height)))
-            mask[rows, int(left * width) : int(np.ceil(right * width))] = 1
-        return mask
-
-    def _none(self) -> np.ndarray:
-        return np.zeros((0, *self.shape[1:]), np.float32)
+def _inside(
+    places: Sequence[Sequence[tuple[float, float, float, float]]],
+    size: tuple[int, int],
+    index: int,
+) -> np.ndarray:
+    height, width = size
+    mask = np.zeros((height, width, 1), np.float32)
+    for left, top, right, bottom in places[index]:
+        rows = slice(int(top * height), int(np.ceil(bottom * height)))
+        mask[rows, int(left * width) : int(np.ceil(right * width))] = 1
+    return mask
 
 
 def nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
