@@ -143,6 +143,8 @@ def _heat_map(axis: Any, panel: Panel) -> None:
 
 def draw_ranks(analysis: Analysis, metric: str) -> Any:
     """Places by the average over the resamples: the mean place and the 95 % interval."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = [
         row
         for row in analysis.tables["ranks"]
@@ -155,6 +157,7 @@ def draw_ranks(analysis: Analysis, metric: str) -> Any:
         axis.plot([row["low"], row["high"]], [y, y], color=NOT_BETTER, linewidth=2)
         axis.plot(row["mean_place"], y, "o", color="black", markersize=3)
     axis.set_yticks(range(len(rows)), [row["algorithm"] for row in rows], fontsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel(
         f"place by average {metric.upper()}, common cases, 95 % of resamples", fontsize=8
     )
