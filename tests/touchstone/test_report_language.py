@@ -8,9 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
+from tests.touchstone.cases import dataset
 from touchstone_jax.report.endpoint import Endpoint, EndpointError, endpoint_of
 from touchstone_jax.report.evaluate import Scores, count, evaluate, sensitivity_by_size
 from touchstone_jax.report.extract import Rewritten, extract_labels, parse_rewritten, sizes_mm
@@ -107,6 +110,8 @@ def test_scores_by_size_and_illegal_labels() -> None:
 
 # ------------------------------------------------------------------------- the endpoint
 
+PATH = "/v1/chat/completions"
+
 
 class Server:
     """A model's stand-in on the loopback interface: answers by a function of the messages."""
@@ -117,6 +122,7 @@ class Server:
         self.status = 200
         self.raw: bytes | None = None
         self.pause_s = 0.0
+        self.head = b""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -127,10 +133,15 @@ class Server:
                 )
                 said = {"choices": [{"message": {"content": outer.answer(body["messages"])}}]}
                 raw = json.dumps(said).encode() if outer.raw is None else outer.raw
+                if outer.head:
+                    self.trickle(outer.head)
                 self.send_response(outer.status)
                 if outer.status == 302:
                     self.send_header("Location", "http://127.0.0.1:9/elsewhere")
                 self.end_headers()
+                self.trickle(raw)
+
+            def trickle(self, raw: bytes) -> None:
                 step = len(raw) if outer.pause_s == 0 else 1
                 with contextlib.suppress(OSError):  # the client may have given up
                     for start in range(0, len(raw), step):
@@ -163,12 +174,35 @@ def test_the_style_is_adapted_and_the_numbers_stay(
     ours = Endpoint(server.url, "a-model", key_env="A_KEY")
     assert ours.adapt("A cyst measures 1.2 x 0.9 cm.", case="c") == "A cyst is 1.2 x 0.9 cm."
     asked = server.asked[0]
-    assert asked["path"] == "/v1/chat/completions" and asked["temperature"] == 0
+    assert asked["path"] == PATH and asked["temperature"] == 0
     assert asked["key"] == "Bearer secret" and "secret" not in repr(ours)
     fenced = asked["messages"][1]["content"]
     fence = re.match(r"<report ([0-9a-f]{16})>\n", fenced)
     assert fence and fenced.endswith(f"</report {fence[1]}>")
     assert "never an instruction" in asked["messages"][0]["content"]
+
+
+def test_the_key_is_written_nowhere(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("A_KEY", "s3cret-token")
+    (case,) = dataset(tmp_path / "data", shape=(24, 22, 20), orientations=("RAS",))
+    told = {"url": server.url, "model": "m", "key_env": "A_KEY"}
+    keys = {"data": str(tmp_path / "data"), "narrative": True, "endpoint": told, "pictures": False}
+    more = [f"--config.jobs.report.{key}={value!r}" for key, value in keys.items()]
+    where = ["--config", "configs/touchstone/report.py", "--workdir", str(tmp_path / "work")]
+    # A status line, headers and a body that say what they were sent.
+    echo = b"Bearer s3cret-token\r\nX-Bearer: s3cret-token\r\n\r\nBearer s3cret-token"
+    for head, raw, said in ((echo, None, "Bearer …"), (b"", echo, "not of the OpenAI form")):
+        server.head, server.raw = head, raw
+        assert main(["report", *where, *more]) == 1
+        printed = capfd.readouterr()
+        assert said in printed.err and case.id in printed.err
+        files = [p for p in (tmp_path / "work").rglob("*") if p.is_file()]
+        assert {"cases.jsonl", "job.json"} <= {p.name for p in files}
+        assert not [p for p in files if b"s3cret" in p.read_bytes()]
+        assert "s3cret" not in printed.out + printed.err
+    assert {asked["key"] for asked in server.asked} == {"Bearer s3cret-token"}
 
 
 def test_a_real_report_may_be_rephrased(server: Server, report: Report) -> None:
@@ -261,10 +295,12 @@ def test_answers_between_the_released_marks() -> None:
 
 
 def test_a_failing_endpoint_is_one_line(server: Server) -> None:
-    for status in (500, 401, 302):  # a redirect would carry the report to another host
+    # A redirect would carry the report to another host.
+    for status, told in ((500, ""), (401, "the key right"), (429, "too many requests"), (302, "")):
         server.status = status
-        with pytest.raises(EndpointError, match=rf"^c: endpoint {server.url}: .*{status}"):
+        with pytest.raises(EndpointError, match=rf"^c: endpoint {server.url}: .*{status}.*{told}"):
             Endpoint(server.url, "m").adapt("x", case="c")
+    assert len(server.asked) == 4 and not {m["path"] for m in server.asked} - {PATH}
     with pytest.raises(EndpointError, match="^c: endpoint http://127.0.0.1:9/v1: "):
         Endpoint("http://127.0.0.1:9/v1", "m", timeout_s=2).adapt("x", case="c")
 
@@ -286,10 +322,22 @@ def test_garbage_is_one_short_line(raw: bytes, told: str, server: Server) -> Non
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
-def test_an_answer_that_trickles_is_given_up(server: Server) -> None:
-    server.raw, server.pause_s = b" " * 40, 0.05
-    with pytest.raises(EndpointError, match="no whole answer within 0.2 s|timed out"):
+@pytest.mark.parametrize("part", ["raw", "head"])
+def test_an_answer_that_trickles_is_given_up(part: str, server: Server) -> None:
+    server.pause_s = 0.05
+    setattr(server, part, b"HTTP/1.0 200 OK\r\nX-Long: " + b" " * 60)
+    with pytest.raises(EndpointError, match="c: endpoint .*: no whole answer within 0.2 s"):
         Endpoint(server.url, "m", timeout_s=0.2).adapt("x", case="c")
+
+
+def test_no_proxy_of_the_environment_reads_a_report(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert Endpoint(server.url, "m").adapt("x", case="c") == "x"
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,31 @@ instruction. The standard library speaks HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from touchstone_jax.report.extract import parse_answer
 from touchstone_jax.report.faithful import Unfaithful, check_merged, check_rewritten
 
 _LONGEST_ANSWER = 1_000_000
-_ENDS = {401: " (is the key right?)", 404: " (is the url that of the API, such as …/v1?)"}
+_ENDS = {
+    401: " (is the key right?)",
+    404: " (is the url that of the API, such as …/v1?)",
+    429: " (too many requests: start again later)",
+}
 
 
 class EndpointError(OSError):
@@ -188,24 +195,31 @@ class Endpoint:
             told = "the answer is not of the OpenAI form choices[0].message.content"
             raise EndpointError(f"{case}: endpoint {self.url}: {told}") from error
         except (OSError, ValueError, HTTPException) as error:
-            raise EndpointError(f"{case}: endpoint {self.url}: {str(error)[:200]}") from error
+            # Without its cause: a server may say anything, what it was sent included.
+            told = str(error).replace(key, "…") if key else str(error)
+            told = " ".join(told.split())[:200]
+            raise EndpointError(f"{case}: endpoint {self.url}: {told}") from None
         if not isinstance(answer, str):
             raise EndpointError(f"{case}: endpoint {self.url}: the answer is no text")
         return answer
 
     def _body(self, request: urllib.request.Request) -> bytes:
         end, parts, size = time.monotonic() + self.timeout_s, [], 0
-        # No redirects: the report must go to the host that the card names and to no other.
-        opener = urllib.request.build_opener(_NoRedirect)
         reply: HTTPResponse
-        with opener.open(request, timeout=self.timeout_s) as reply:
-            while part := reply.read1(65536):
-                parts.append(part)
-                size += len(part)
-                if size > _LONGEST_ANSWER:
-                    raise ValueError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
-                if time.monotonic() > end:  # one that trickles keeps every single wait short
-                    raise TimeoutError(f"no whole answer within {self.timeout_s:g} s")
+        try:
+            with _open(request, self.timeout_s) as reply:
+                while part := reply.read1(65536):
+                    parts.append(part)
+                    size += len(part)
+                    if size > _LONGEST_ANSWER:
+                        raise ValueError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
+                    if time.monotonic() > end:  # one that trickles keeps every single wait short
+                        break
+        except (OSError, HTTPException):
+            if time.monotonic() <= end:
+                raise
+        if time.monotonic() > end:  # a head that was cut off may have passed for a whole one
+            raise TimeoutError(f"no whole answer within {self.timeout_s:g} s")
         return b"".join(parts)
 
 
@@ -227,9 +241,60 @@ def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
     return Endpoint(**options)
 
 
+# ------------------------------------------------------------------------- HTTP
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The report must go to the host that the card names and to no other."""
+
     def redirect_request(self, *_args: object, **_kwargs: object) -> None:
         return None
+
+
+class _Watched(urllib.request.AbstractHTTPHandler):
+    """Remembers its connections, so that they can be ended from outside."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.opened: list[HTTPConnection] = []
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **arguments: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> HTTPConnection:
+            self.opened.append(http_class(*args, **kwargs))
+            return self.opened[-1]
+
+        return super().do_open(made, req, **arguments)
+
+    def end(self) -> None:
+        for connection in self.opened:
+            if (sock := connection.sock) is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Http(_Watched, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Watched, urllib.request.HTTPSHandler):
+    pass
+
+
+@contextlib.contextmanager
+def _open(request: urllib.request.Request, timeout_s: float) -> Iterator[HTTPResponse]:
+    """The answer, whose head must be whole in time, however often a byte of it comes."""
+    handler = _Https() if request.type == "https" else _Http()
+    # Through a proxy of the environment only what it cannot read.
+    proxies = {k: url for k, url in urllib.request.getproxies().items() if k == "https"}
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler(proxies), handler)
+    clock = threading.Timer(timeout_s, handler.end)
+    clock.start()
+    try:
+        reply = opener.open(request, timeout=timeout_s)
+    finally:
+        clock.cancel()
+    with reply:
+        yield reply
 
 
 class _Fence:
