@@ -5,8 +5,10 @@ Each function reads one archive as data and writes into an empty folder; nothing
 
 from __future__ import annotations
 
+import gzip
 import json
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -81,14 +83,17 @@ def lay_out_class_names(archive: Path, folder: Path) -> None:
 def _read(archive: Path, ending: str) -> bytes:
     """The bytes of the first plain file in a tar archive whose name ends so."""
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 if member.isfile() and member.name.endswith(ending):
                     if member.size > _LARGEST:
-                        raise ValueError(f"{archive.name}: {member.name} has {member.size} bytes")
+                        raise ValueError(
+                            f"{archive.name}: {member.name} has {member.size} bytes; expected at "
+                            f"most {_LARGEST}"
+                        )
                     stream = tar.extractfile(member)
                     assert stream is not None  # a plain file has one
                     return stream.read()
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{archive.name}: not a sound tar archive: {error}") from error
     raise ValueError(f"{archive.name} holds no file that ends with {ending!r}")

