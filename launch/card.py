@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 import types
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +94,12 @@ def _run(path: Path, argument: str) -> Any:
     return made.to_dict() if hasattr(made, "to_dict") else made
 
 
-def _names(values: Mapping, path: Path) -> None:
+def _names(values: Mapping, where: Path | str) -> None:
     for name, value in values.items():
         if not isinstance(name, str):
-            raise SetupError(f"{path}: key {name!r} must be a word, not {type(name).__name__}")
+            raise SetupError(f"{where}: key {name!r} must be a word, not {type(name).__name__}")
         if isinstance(value, Mapping):
-            _names(value, path)
+            _names(value, where)
 
 
 def read(place: str) -> dict[str, Any]:
@@ -165,8 +166,11 @@ def _dotted(values: Mapping, prefix: str) -> Iterator[str]:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a backslash of a path is no concern of the user's
+            return ast.literal_eval(text)
+    # Also a list as a key, and brackets or signs too deep for the parser.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -188,6 +192,8 @@ def parse(text: str, current: Any, key: str, *, optional: bool = False) -> Any:
     if isinstance(value, str) and isinstance(current, float):
         value = float(text) if text.lower() in ("inf", "-inf", "nan") else value
     fitted = fit(value, kinds.get(type(current), type(current)), key)
+    if isinstance(fitted, Mapping):
+        _names(fitted, f"config.{key}")
     return type(current)(fitted) if isinstance(current, list | dict) else fitted
 
 
@@ -330,6 +336,16 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
+def _check_run(run: str) -> None:
+    """A run's name becomes a folder of the work folder: not another place, nor one of its files."""
+    told = run.isprintable() and run.strip() == run and len(run.encode()) <= 200
+    if not run or not told or run.startswith((".", "seed")) or "/" in run:
+        raise SetupError(
+            f"config.runs: {run!r} cannot name a folder (at most 200 printed characters, no '/', "
+            "no '.' at the beginning, no 'seed…')"
+        )
+
+
 def leaves(values: Mapping[str, Any], workdir: Path) -> list[Leaf]:
     """Every training that the resolved card asks for, in the order it is done.
 
@@ -341,9 +357,9 @@ def leaves(values: Mapping[str, Any], workdir: Path) -> list[Leaf]:
     for run, changes in (values["runs"] or {"": {}}).items():
         if not isinstance(changes, Mapping):
             raise SetupError(f"config.runs.{run} = {changes!r} must be a mapping of keys to values")
-        if run.startswith("seed") or "/" in run:
-            raise SetupError(f"config.runs: {run!r} cannot name a folder (no '/', no 'seed…')")
-        merged = merge(base, changes, f"runs.{run}") if run else base
+        if values["runs"]:
+            _check_run(run)
+        merged = merge(base, changes, f"runs.{run}") if values["runs"] else base
         first = build(merged)
         for seed in range(first.seed, first.seed + first.seeds):
             one = {k: v for k, v in merged.items() if k != "seeds"} | {"seed": seed}

@@ -165,6 +165,10 @@ ABOVE_ZERO = (
 )
 BELOW = {
     "seed": 2**32,  # what grain's shuffle takes
+    "seeds": 1001,  # each is a training of its own
+    "batch_size": 2**31,
+    "eval_batch_size": 2**31,
+    "optimizer.warmup_steps": 2**31,
     "steps": 2**31,  # what optax counts
     "workers": 1025,
     "optimizer.momentum": 1,
@@ -202,8 +206,10 @@ def fit(value: Any, kind: Any, key: str) -> Any:
     """`value` as `kind` (an int may serve as float, a list as tuple).
 
     Raises:
-        SetupError: the value is of another type.
+        SetupError: the value is of another type, or an integer that no machine word holds.
     """
+    if type(value) is int and value.bit_length() > 63:
+        raise SetupError(f"config.{key} is an integer of {value.bit_length()} bits; at most 63")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is tuple and isinstance(value, list | tuple):
@@ -245,7 +251,7 @@ def defaults(cls: type = Experiment) -> dict[str, Any]:
 def _build(cls: type, values: Mapping, prefix: str = "") -> Any:
     hints, made = typing.get_type_hints(cls), {}
     for name, value in values.items():
-        key = prefix + name
+        key = f"{prefix}{name}"
         if name not in hints:
             raise unknown_key(f"config.{key}", [f"config.{k}" for k in schema()])
         if is_dataclass(hints[name]):
@@ -314,7 +320,7 @@ def _check_rules(rules: tuple) -> None:
             raise SetupError(f"config.mesh.rules holds {rule!r}; legal are (pattern, (axis, …))")
         try:
             re.compile(rule[0])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise SetupError(f"config.mesh.rules: pattern {rule[0]!r}: {error}") from error
         for axis in rule[1]:
             if axis is not None and axis not in MESH_AXES:

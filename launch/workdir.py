@@ -136,7 +136,8 @@ def changes(old: Mapping, new: Mapping, *, grow: bool = True) -> list[str]:
     before, after, told = dotted(old), dotted(new), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
-        if a == b or key in FREE or key.partition(".")[0] == "jobs":
+        same = a == b or repr(a) == repr(b)  # NaN is what it was
+        if same or key in FREE or key.partition(".")[0] == "jobs":
             continue
         why = ""
         if key == "steps" and grow and isinstance(a, int) and b > a:

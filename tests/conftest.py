@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import pytest
 
@@ -39,6 +40,25 @@ def _make_jax_strict() -> None:
 
 
 _make_jax_strict()
+
+
+def _make_drawn_examples_the_same_each_time() -> None:
+    """Of hypothesis; `--hypothesis-profile long` draws many, and others on every run."""
+    common = {
+        "deadline": None,
+        "database": None,
+        # A drawn file goes to the one tmp_path of its test, and files take time.
+        "suppress_health_check": [
+            hypothesis.HealthCheck.function_scoped_fixture,
+            hypothesis.HealthCheck.too_slow,
+        ],
+    }
+    hypothesis.settings.register_profile("suite", max_examples=30, derandomize=True, **common)
+    hypothesis.settings.register_profile("long", max_examples=2000, **common)
+    hypothesis.settings.load_profile("suite")
+
+
+_make_drawn_examples_the_same_each_time()
 
 
 def _has_gpu() -> bool:
