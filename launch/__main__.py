@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from launch import benchmark, card, data, hosts, models
+from launch import benchmark, card, data, ending, hosts, keywords, models
+from launch.ending import GOES_ON, Terminated, failed, sigterm_unwinds
 from launch.experiment import SetupError
 from launch.workdir import finished, no_space, probe, refuse_changes
 
@@ -114,7 +115,7 @@ def _leaves(
     for name in ("config", *(["workdir"] if writes else [])):
         if not getattr(options, name):
             raise SetupError(f"{options.verb} needs --{name}")
-    values = card.resolve(card.read(options.config), overrides)
+    values = card.resolve(keywords.listed(card.read(options.config), overrides), overrides)
     data.check_names(values)
     leaves = card.leaves(values, Path(options.workdir or ""))
     if options.workdir:
@@ -336,6 +337,15 @@ VERBS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run one verb; 0 done, 1 something failed while running, 2 something to put right first."""
+    with sigterm_unwinds():
+        try:
+            return _main(argv)
+        except Terminated:
+            ending.terminated(argv[0])
+            raise
+
+
+def _main(argv: Sequence[str]) -> int:
     try:
         rest, overrides = _overrides(argv)
         options = _parser().parse_args(rest)
@@ -344,53 +354,29 @@ def main(argv: Sequence[str]) -> int:
             return hosts.rehearsed(argv, options)
         hosts.announce(options)
         code = VERBS[options.verb](options, overrides)
-        _leave()
+        ending.leave()
         return code
     except SetupError as error:
         if "--traceback" in argv:
             traceback.print_exc()
-        return _failed(2, " ".join(str(error).split()))
+        return failed(2, " ".join(str(error).split()))
     except Exception as error:
         if no_space(error):
             where = f" in {options.workdir}" if options.workdir else ""
-            return _failed(1, f"no space left on the disk{where}: make room, then {GOES_ON}")
-        if not _of_several():
+            return failed(1, f"no space left on the disk{where}: make room, then {GOES_ON}")
+        if not ending.of_several():
             raise
         from launch import cluster
 
         if cluster.lost(error) and "--traceback" not in argv:
             said = " ".join(str(error).split())[:300]
-            return _failed(1, f"another host was lost ({said}); {GOES_ON}")
+            return failed(1, f"another host was lost ({said}); {GOES_ON}")
         traceback.print_exc()
-        return _failed(1, f"this host failed; {GOES_ON}")
+        return failed(1, f"this host failed; {GOES_ON}")
     except KeyboardInterrupt:
         print(f"interrupted; {GOES_ON}", file=sys.stderr)
-        _leave(130)
+        ending.leave(130)
         return 130
-
-
-GOES_ON = "the same command goes on from what is saved"
-
-
-def _failed(code: int, told: str) -> int:
-    print(f"error: {told}", file=sys.stderr)
-    _leave(code)
-    return code
-
-
-def _of_several() -> bool:
-    if "jax" not in sys.modules:
-        return False
-    import jax
-
-    return jax.distributed.is_initialized()
-
-
-def _leave(code: int | None = None) -> None:
-    if _of_several():
-        from launch import cluster
-
-        cluster.leave(code)
 
 
 if __name__ == "__main__":

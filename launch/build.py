@@ -12,11 +12,25 @@ from typing import Any
 from launch import data
 from launch.card import Leaf
 from launch.experiment import REFUSALS, Experiment, SetupError, Task, told, unknown_key
+from launch.keywords import check_types, parameters
 from launch.optimize import optimizer
 
 
 def named(section: Mapping[str, Any], key: str, offers: str) -> tuple[Any, dict[str, Any]]:
-    """(the class of `section["name"]` = "module:attribute", its keywords with "data:…" resolved).
+    """(the class that `found` gives, its keywords with "data:…" resolved).
+
+    Raises:
+        SetupError: as `found`; the constructor does not know a keyword, or a value's type is not
+            its; or a "data:NAME" cannot be fetched.
+    """
+    cls = found(section, key, offers)
+    keywords = {k: v for k, v in section.items() if k != "name"}
+    _check_keywords(cls, keywords, key)
+    return cls, data.resolved(keywords)
+
+
+def found(section: Mapping[str, Any], key: str, offers: str) -> Any:
+    """The class of `section["name"]` = "module:attribute".
 
     Args:
         section: config.task or one of config.jobs.
@@ -24,8 +38,7 @@ def named(section: Mapping[str, Any], key: str, offers: str) -> tuple[Any, dict[
         offers: the method by which classes of this kind are known.
 
     Raises:
-        SetupError: there is no such module or attribute, something it imports is missing, the
-            constructor does not know a keyword, or a "data:NAME" cannot be fetched.
+        SetupError: there is no such module or attribute, or something it imports is missing.
     """
     module_name, attribute = section["name"].split(":")
     try:
@@ -38,20 +51,15 @@ def named(section: Mapping[str, Any], key: str, offers: str) -> tuple[Any, dict[
             f"config.{key}.name = {section['name']!r}: {module_name} has no {attribute!r}; "
             f"{'tasks' if key == 'task' else 'jobs'} there: {', '.join(legal) or 'none'}"
         )
-    cls = getattr(module, attribute)
-    keywords = {k: v for k, v in section.items() if k != "name"}
-    _check_keywords(cls, keywords, key)
-    return cls, data.resolved(keywords)
+    return getattr(module, attribute)
 
 
 def _check_keywords(cls: Any, keywords: dict[str, Any], key: str) -> None:
-    parameters = inspect.signature(cls).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    legal = [p.name for p in parameters if p.name != "optimizer"]
+    legal = parameters(cls)
     for name in keywords:
-        if name not in legal:
+        if legal is not None and name not in legal:
             raise unknown_key(f"config.{key}.{name}", [f"config.{key}.{n}" for n in legal])
+    check_types(cls, keywords, key)
 
 
 def make_task(experiment: Experiment) -> Task:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from launch.ending import Terminated
 from launch.experiment import REFUSALS, SetupError, told
 from launch.workdir import no_space
 
@@ -188,7 +189,8 @@ def run_case(job: Any, case: str, folder: Path) -> Row:
             raise
         # What is there was made from other inputs.
         shutil.rmtree(folder / case, ignore_errors=True)
-        row["error"] = " ".join(told(error).split())
+        # Whoever shows the row names the case; messages of data code begin with it, too.
+        row["error"] = " ".join(told(error).split()).removeprefix(f"{case}: ")
         row["traceback"] = "".join(traceback.format_exception(error))
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -208,7 +210,8 @@ def run_cases(
 ) -> None:
     """Run every one of `cases`, in `workers` threads, and record it; `show` is told each row.
 
-    Ctrl-C ends the case at hand; of several, those that are running are let finish.
+    Ctrl-C and SIGTERM end the case at hand; of several, those that are running are let finish
+    after Ctrl-C, and given up after SIGTERM.
 
     Raises:
         OSError: the disk is full; the cases that wait are not begun.
@@ -223,10 +226,13 @@ def run_cases(
         for case in cases:
             one(case)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="case")
+    pool, waits = ThreadPoolExecutor(workers, thread_name_prefix="case"), True
     futures = [pool.submit(one, case) for case in cases]
     try:
         for future in futures:
             future.result()
+    except Terminated:
+        waits = False
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=waits, cancel_futures=True)

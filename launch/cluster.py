@@ -140,6 +140,11 @@ class Preemption:
             return multihost_utils.reached_preemption_sync_point(self._calls)
         return self._noticed
 
+    def stop(self, told: str) -> None:
+        """Raise `Preempted`(told) if it was asked; called as `asked` is."""
+        if self.asked():
+            raise Preempted(told)
+
     def __enter__(self) -> Preemption:
         main = threading.current_thread() is threading.main_thread()
         if main and not jax.distributed.is_initialized():

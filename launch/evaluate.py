@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from launch import mesh as meshes
 from launch.card import Leaf
 from launch.checkpoint import load
+from launch.cluster import Preemption
 from launch.experiment import SetupError, State, Task
 from launch.stream import feeder
 from launch.train import abstract_state
@@ -31,14 +33,19 @@ def chosen(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> tuple[State, int]
     return load(leaf.folder, placed, preferred(leaf))
 
 
-def evaluate(leaf: Leaf, task: Task, mesh: jax.sharding.Mesh) -> dict[str, float]:
+def evaluate(
+    leaf: Leaf, task: Task, mesh: jax.sharding.Mesh, preemption: Preemption | None = None
+) -> dict[str, float]:
     """Map `split/metric` to its value over the task's test splits; kept in the leaf's results.json.
 
     Raises:
         SetupError: the leaf has no checkpoint that can be restored.
+        Preempted: `preemption` was asked for; nothing is kept.
     """
     state, step = chosen(leaf, task, mesh)
-    feed = feeder(leaf.experiment.eval_batch_size or leaf.experiment.batch_size, mesh)
+    size = leaf.experiment.eval_batch_size or leaf.experiment.batch_size
+    why = f"{leaf.label}: stopped in the evaluation of step {step}"
+    feed = feeder(size, mesh, partial(preemption.stop, why)) if preemption else feeder(size, mesh)
     found = {}
     for split in task.test_splits:
         for name, value in task.evaluate(state, split, feed):

@@ -123,12 +123,13 @@ class Stream:
 
 
 def feeder(
-    batch_size: int, mesh: jax.sharding.Mesh
+    batch_size: int, mesh: jax.sharding.Mesh, before: Callable[[], None] = lambda: None
 ) -> Callable[[grain.MapDataset], Iterator[Batch]]:
     """`feed(dataset)`: device batches in file order, each of at least `batch_size` rows.
 
     The size is rounded up to a multiple of the devices that rows are split over. The last batch is
-    filled up with repeated items; "valid", bool (batch,), tells the real ones.
+    filled up with repeated items; "valid", bool (batch,), tells the real ones. `before` is called
+    before each of them; what it raises ends the evaluation.
     """
     size = -(-batch_size // row_parts(mesh)) * row_parts(mesh)
 
@@ -141,6 +142,7 @@ def feeder(
         reading = iter(local.to_iter_dataset(READ_AHEAD))
         try:
             for number, host in enumerate(reading):
+                before()
                 valid = number * size + rows < items
                 yield _put({**host, "valid": valid}, size, mesh)
         finally:

@@ -119,10 +119,9 @@ def _train(
             if jax.process_index() == 0:
                 claim(leaf)
             train_leaf(leaf, tasks[leaf.run], mesh, preemption, profile)
-            if preemption.asked():
-                raise Preempted(f"{leaf.label}: stopped after its last step")
+            preemption.stop(f"{leaf.label}: stopped after its last step")
             if cluster.first_says(results(leaf) is None):
-                evaluation.evaluate(leaf, tasks[leaf.run], mesh)
+                evaluation.evaluate(leaf, tasks[leaf.run], mesh, preemption)
             failures.succeeded = True
             (leaf.folder / "error.txt").unlink(missing_ok=True)
         except Preempted:

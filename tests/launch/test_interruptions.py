@@ -45,6 +45,30 @@ def test_sigterm_after_the_last_step_leaves_the_rest_for_the_next_start(
     assert "| 2     |" in capsys.readouterr().out
 
 
+def test_sigterm_in_the_final_evaluation_ends_it_and_the_next_start_repeats_it(
+    launch: Callable, spawn: Callable, last_state: Callable, tmp_path: Path, capsys
+) -> None:
+    folder, kills, results = (tmp_path / n for n in ("w", "kills", "w/seed0/results.json"))
+    keys = ("eval_every=0", f"task.kills={kills}")
+    said = "seed0: stopped in the evaluation of step {}, as SIGTERM asked"
+    kills.write_text("3=SIGTERM")
+    assert launch(folder, "steps=3", *keys) == 0
+    assert said.format(3) in capsys.readouterr().err and not results.exists()
+    assert last_state(folder / "seed0")[1] == 3
+    assert launch(folder, "steps=3", *keys) == 0
+    assert "| 1     |" in capsys.readouterr().out and '"steps": 3' in results.read_text()
+    # Two hosts in processes of their own, of which the second hears it.
+    kills.write_text("4@1=SIGTERM")
+    where = ("--config", CARD, "--workdir", str(folder), "--rehearse=2x1")
+    argv = ("train", *where, *(f"--config.{key}" for key in ("steps=4", *keys)))
+    stopped = spawn(*argv)
+    assert stopped.returncode == 0 and said.format(4) in stopped.stderr, stopped.stderr
+    assert last_state(folder / "seed0")[1] == 4 and '"steps": 3' in results.read_text()
+    again = spawn(*argv)
+    assert again.returncode == 0 and "| 1     |" in again.stdout, again.stderr
+    assert '"steps": 4' in results.read_text()
+
+
 def test_a_standstill_is_told_once_with_every_stack() -> None:
     def wait_for(text: str) -> str:
         for _ in range(500):

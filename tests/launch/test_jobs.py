@@ -1,6 +1,7 @@
 """Jobs: cases that are done stay done, those that fail are told, no half case is ever there."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,11 +89,12 @@ def test_failures_are_recorded_and_the_others_carry_on(prepare, texts, tmp_path,
     assert prepare() == 1
     said = capsys.readouterr()
     last = said.err.splitlines()[-1]
-    assert last.startswith("error: 3 of 4 cases failed: a (a.txt: is broken); b (RuntimeError: a")
+    assert last.startswith("error: 3 of 4 cases failed: a (a.txt is broken); b (RuntimeError: a")
     assert "d (run returned a = [1]" in last and "Traceback" not in said.err
+    assert "prepare 1/4 a: failed: a.txt is broken\n" in said.err  # the case is named once
     assert names(tmp_path) == FILES | {"c"}
     found = record(tmp_path)
-    assert found["a"]["error"] == "a.txt: is broken" and "toy_job.py" in found["b"]["traceback"]
+    assert found["a"]["error"] == "a.txt is broken" and "toy_job.py" in found["b"]["traceback"]
     # They are tried again; what is left of a case whose input broke is no result of it.
     (texts / "a.txt").write_text("sound")
     (texts / "c.txt").write_text("broken")
@@ -126,6 +128,20 @@ def test_sigkill_in_the_middle_of_a_case_leaves_no_half_of_it(spawn, texts, tmp_
     assert list(record(tmp_path)) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_gives_up_the_case_at_hand_and_says_so(
+    workers, prepare, spawn, texts, tmp_path
+) -> None:
+    (texts / "b.txt").write_text("SIGTERM")
+    where = ("--config", str(tmp_path / "card.py"), "--workdir", str(tmp_path / "w"))
+    stopped = spawn("prepare", *where, f"--config.workers={workers}")
+    assert stopped.returncode == -signal.SIGTERM
+    assert "prepare: stopped, as SIGTERM asked; the same command goes on" in stopped.stderr
+    assert "Traceback" not in stopped.stderr and not (tmp_path / "w/prepare/b").exists()
+    assert workers == "2" or names(tmp_path) == {"cases.jsonl", "job.json", "a"}
+    assert prepare() == 0 and names(tmp_path) == FILES | {"a", "b", "c"}
+
+
 def test_workers_run_cases_side_by_side(prepare, texts, tmp_path, capsys) -> None:
     for name in "ab":  # each waits for the other
         (texts / f"{name}.txt").write_text("together")
@@ -136,6 +152,32 @@ def test_workers_run_cases_side_by_side(prepare, texts, tmp_path, capsys) -> Non
     assert "no space left" in capsys.readouterr().err
     assert prepare("workers=0") == 2
     assert "config.workers = 0 must be at least 1" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- keywords
+
+
+def test_a_keyword_that_the_card_does_not_list_can_be_set(prepare, texts, tmp_path, capsys) -> None:
+    keys = ("repeat=2", "window=(1,2,3)", "margin=[4,5]", "suffix='?'")
+    assert prepare(*(f"jobs.prepare.{key}" for key in keys)) == 0
+    assert (tmp_path / "w/prepare/a/loud.txt").read_text() == "TEXT ATEXT A?"
+    asked = json.loads((tmp_path / "w/prepare/job.json").read_text())["jobs"]["prepare"]
+    assert asked["repeat"] == 2 and asked["window"] == [1, 2, 3] and asked["margin"] == [4, 5]
+    capsys.readouterr()
+    for key, told in (
+        (
+            "repaet=2",
+            "did you mean 'config.jobs.prepare.repeat'? legal here: config.jobs.pre",
+        ),
+        ("repeat=two", "config.jobs.prepare.repeat = 'two' must be int, not str"),
+        ("window=wide", "config.jobs.prepare.window = 'wide' must be a sequence or None, not str"),
+        ("margin=True", "config.jobs.prepare.margin = True must be int or a sequence, not bool"),
+    ):
+        assert prepare(f"jobs.prepare.{key}") == 2
+        said = capsys.readouterr().err
+        assert told in said and len(said.splitlines()) == 1
+    assert prepare("jobs.verify.repeat=2") == 2  # the card has no such job
+    assert "unknown key 'config.jobs.verify.repeat'" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------- another config

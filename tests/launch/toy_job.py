@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,20 @@ class Shout:
     seen: tuple[str, ...] = ()  # the cases that ran in this process, for the tests
 
     def __init__(
-        self, *, texts: str, suffix: str = "!", ids: tuple = (), limit: Any = None
+        self,
+        *,
+        texts: str,
+        suffix: str = "!",
+        ids: tuple = (),
+        limit: Any = None,
+        repeat: int = 1,
+        window: Sequence[int] | None = None,
+        margin: int | Sequence[int] = 0,
     ) -> None:
         if not Path(texts).is_dir():
             raise FileNotFoundError(f"texts = {texts!r} is no folder")
         self.folder, self.suffix, self.ids = Path(texts), suffix, ids
-        self.limit = limit
+        self.limit, self.repeat, self.window, self.margin = limit, repeat, window, margin
         self.barrier = threading.Barrier(2)
 
     def cases(self) -> Sequence[str]:
@@ -31,7 +40,7 @@ class Shout:
         text = (self.folder / f"{case}.txt").read_text()
         (folder / "half.txt").write_text(text[:1])
         if text == "broken":
-            raise ValueError(f"{case}.txt:\nis broken")
+            raise ValueError(f"{case}:\n{case}.txt is broken")
         if text == "bug":
             raise RuntimeError("a bug")
         if text == "interrupt":
@@ -41,11 +50,15 @@ class Shout:
         if text == "kill":
             (self.folder / f"{case}.txt").write_text("sound")
             os.kill(os.getpid(), signal.SIGKILL)
+        if text == "SIGTERM":  # as from a scheduler, in the middle of the case
+            (self.folder / f"{case}.txt").write_text("sound")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
         if text == "together":
             self.barrier.wait(timeout=30)
         if text == "nested":
             return {"a": [1]}
-        (folder / "loud.txt").write_text(text.upper() + self.suffix)
+        (folder / "loud.txt").write_text(text.upper() * self.repeat + self.suffix)
         return {"letters": len(text), "share": float("nan"), "name": case}
 
     def finish(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
