@@ -69,11 +69,15 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 
 def _bytes(members: tarfile.TarFile, archive: Path, inner: str) -> bytes:
     """The content of the one plain file at ``inner`` below the archive's top folder."""
-    found = [m for m in members if PurePosixPath(m.name).parts[1:] == PurePosixPath(inner).parts]
+    found = []
+    for member in members:
+        if PurePosixPath(member.name).parts[1:] == PurePosixPath(inner).parts:
+            if member.size > _MAX_BYTES:  # told before the archive is unpacked any further
+                size = f"{inner} has {member.size} bytes; expected ≤ {_MAX_BYTES}"
+                raise ValueError(f"{archive}: {size}")
+            found.append(member)
     if len(found) != 1 or not found[0].isfile():
         raise ValueError(f"{archive}: expected one plain file {inner}, found {len(found)}")
-    if found[0].size > _MAX_BYTES:
-        raise ValueError(f"{archive}: {inner} has {found[0].size} bytes; expected ≤ {_MAX_BYTES}")
     file = members.extractfile(found[0])
     assert file is not None  # it is a plain file
     return file.read()
