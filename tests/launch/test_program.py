@@ -71,7 +71,8 @@ def test_a_near_miss_is_told_before_anything_heavy_is_imported(
         (["batch_size=9"], "must be a multiple of the 8 devices"),
         (["mesh.fsdp=3"], "8 devices"),
         (["task.width=-1"], "Toy.init"),
-        (["task.shift=word"], "Toy.step"),
+        (["task.shift=word"], "config.task.shift = 'word' must be float or None, not str"),
+        (["task.fail=step"], "Toy.step: fail = 'step'"),
         (["checkpoint.best=val/nothing"], "legal are val/accuracy, val/sum"),
     ],
 )

@@ -102,6 +102,8 @@ class Toy:
         return hidden @ params["last"]["kernel"] + params["last"]["bias"][None], batch_mean
 
     def step(self, state: Any, batch: Any, rng: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        if self.fail == "step":
+            raise ValueError("fail = 'step'")
         rest = state["rest"]
         noise, dropout = jax.random.split(rng)
         x = batch["x"] + self.noise * jax.random.normal(noise, batch["x"].shape)
