@@ -43,7 +43,8 @@ def patch(path: Path, offset: int, form: str, *values: float) -> None:
     path.write_bytes(gzip.compress(bytes(raw), 1))
 
 
-PIXDIM, QFORM_CODE, SFORM_CODE, SROW_X = 76, 252, 254, 280
+DIM, PIXDIM, VOX_OFFSET = 40, 76, 108
+QFORM_CODE, SFORM_CODE, SROW_X = 252, 254, 280
 """Offsets in a NIfTI-1 header (NIfTI-1 standard, nifti1.h)."""
 
 

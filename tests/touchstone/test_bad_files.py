@@ -7,7 +7,17 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.touchstone.cases import PIXDIM, QFORM_CODE, SROW_X, dataset, patch, rewrite, same
+from tests.touchstone.cases import (
+    DIM,
+    PIXDIM,
+    QFORM_CODE,
+    SROW_X,
+    VOX_OFFSET,
+    dataset,
+    patch,
+    rewrite,
+    same,
+)
 from touchstone_jax import io
 from touchstone_jax.findings import VolumeError
 from touchstone_jax.layouts.case_files import Case
@@ -28,6 +38,23 @@ def _cut_gzip(path: Path) -> None:
 
 def _cut_voxels(path: Path) -> None:
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-200]))
+
+
+def _cut_plain(path: Path) -> None:
+    path.write_bytes(gzip.decompress(path.read_bytes())[:-200])  # the bytes decide, not the name
+
+
+def _bomb(path: Path) -> None:
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole + bytes(1 << 24)))  # 16 MiB in 16 KiB
+
+
+def _promises(path: Path) -> None:
+    patch(path, DIM, "<4h", 3, 22000, 22000, 22000)
+
+
+def _begins_late(path: Path) -> None:
+    patch(path, VOX_OFFSET, "<f", 1e9)
 
 
 def _html(path: Path) -> None:
@@ -95,6 +122,10 @@ REFUSED = [
     (_empty, "unreadable", "empty"),
     (_cut_gzip, "truncated", "gzip stream ends early"),
     (_cut_voxels, "truncated", r"truncated: \d+ of \d+ bytes"),
+    (_cut_plain, "truncated", r"truncated: \d+ of \d+ bytes"),
+    (_bomb, "unreadable", r"holds far more than the \d+ bytes that its header promises"),
+    (_promises, "unreadable", r"promises 10648000000000 voxels .* expected at most 2147483648"),
+    (_begins_late, "unreadable", r"from byte 1000000000 on; .* from at most 16777216"),
     (_html, "unreadable", "no single-file NIfTI: it begins '<html>"),
     (_damaged, "unreadable", "ct.nii.gz: "),
     (_four_axes, "not_3d", r"4-D with shape \(24, 22, 20, 2\)"),
@@ -142,6 +173,13 @@ def test_random_damage_of_a_header_is_never_another_error(case: Case) -> None:
             seen.add(error.finding.check)
         path.write_bytes(gzip.compress(whole[path], 1))
     assert len(seen) > 5
+
+
+def test_a_file_of_several_gzip_members_is_one_file(case: Case) -> None:
+    whole = io.read_ct(case.ct, case=case.id).array
+    raw = gzip.decompress(case.ct.read_bytes())
+    case.ct.write_bytes(gzip.compress(raw[:5000]) + gzip.compress(raw[5000:]) + bytes(8))
+    np.testing.assert_array_equal(io.read_ct(case.ct, case=case.id).array, whole)
 
 
 def test_nonfinite_can_be_kept_and_a_typo_is_told(case: Case) -> None:

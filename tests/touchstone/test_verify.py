@@ -65,7 +65,7 @@ def test_an_unusable_ct_is_an_error_and_the_next_case_goes_on(
     assert examine(cases[1]).labels is not None
 
 
-@pytest.mark.parametrize(("spoil", "check", "words"), REFUSED[:13])
+@pytest.mark.parametrize(("spoil", "check", "words"), REFUSED[:17])
 def test_an_unusable_mask_is_an_error_beside_what_else_is_found(
     case: Case, spoil, check: str, words: str
 ) -> None:

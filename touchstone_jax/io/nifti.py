@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,21 +20,19 @@ from touchstone_jax.findings import Finding, VolumeError, refusal
 from touchstone_jax.io.geometry import Geometry
 from touchstone_jax.io.nifti_header import geometry_of
 
+_GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2, the longer of the two
+_VOXELS_FROM = 2**24  # bytes; notes of other programs stand before the voxels
+_MOST_VOXELS = 2**31  # 512 × 512 × 8192; float32 of them fill 8 GiB
+_SLACK = 2**20  # bytes; some programs leave a few behind the voxels
 _NEW_FILE = "export or download the file again"
 
 
-def _start(path: Path, case: str, size: int | None = None) -> bytes:
-    """The first ``size`` bytes (None: all) of what a file holds once unpacked."""
+@contextlib.contextmanager
+def _reading(path: Path, case: str) -> Iterator[None]:
+    """Whatever can go wrong with the file itself is one line about it."""
     try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if not packed:
-                return file.read(-1 if size is None else size)
-            if size is None:
-                return gzip.decompress(file.read())
-            return gzip.GzipFile(fileobj=file).read(size)
+        yield
     except FileNotFoundError as error:
         raise refusal(
             case, "missing_file", f"{path.name} is missing", f"expected it at {path}"
@@ -43,8 +41,67 @@ def _start(path: Path, case: str, size: int | None = None) -> bytes:
         raise refusal(
             case, "truncated", f"{path.name} is truncated: its gzip stream ends early", _NEW_FILE
         ) from error
-    except (OSError, zlib.error) as error:
+    except (OSError, zlib.error, MemoryError) as error:
         raise refusal(case, "unreadable", f"{path.name}: {error}", _NEW_FILE) from error
+
+
+def _start(path: Path, case: str, size: int) -> bytes:
+    """The first ``size`` bytes of what a file holds once unpacked."""
+    with _reading(path, case), path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        return gzip.GzipFile(fileobj=file).read(size) if packed else file.read(size)
+
+
+def _whole(path: Path, case: str, size: int) -> bytes:
+    """What a file holds once unpacked, checksums compared, if it is ``size`` bytes or hardly more.
+
+    A few MB can unpack to any number of GB: what the header promises is the limit.
+    """
+    most = size + _SLACK
+    with _reading(path, case), path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        data = _unpacked(file.read(), most) if packed else file.read(most)
+    if len(data) < size:
+        told = f"{path.name} is truncated: {len(data)} of {size} bytes"
+        raise refusal(case, "truncated", told, _NEW_FILE)
+    if len(data) == most:
+        told = f"{path.name} holds far more than the {size} bytes that its header promises"
+        raise refusal(case, "unreadable", told, _NEW_FILE)
+    return data
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """At most so many bytes out of a gzip file of one member or several.
+
+    Raises:
+        EOFError: it ends early.
+        zlib.error: it is damaged.
+    """
+    parts = []
+    while packed and most:
+        stream = zlib.decompressobj(wbits=31)
+        parts.append(stream.decompress(packed, most))
+        most -= len(parts[-1])
+        if most and not stream.eof:
+            raise EOFError
+        packed = stream.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def _unpacked(file: BinaryIO, size: int) -> bytes:
+    """At most ``size`` bytes of the members of a gzip file; EOFError if one ends early."""
+    # Not by the module gzip: that has no limit, or is slow.
+    packed, pieces = file.read(size + size // 64 + _BEHIND), []
+    while packed and size > 0:
+        member = zlib.decompressobj(wbits=31)
+        pieces.append(member.decompress(packed, size))
+        size -= len(pieces[-1])
+        if not member.eof and size > 0:
+            raise EOFError
+        packed = member.unused_data.lstrip(b"\0")
+    return b"".join(pieces)
 
 
 def _header(data: bytes, path: Path, case: str) -> Any:
@@ -79,7 +136,7 @@ def _damage_told(path: Path, case: str) -> Iterator[None]:
     except VolumeError:
         raise
     except (*kinds, ValueError, LookupError, TypeError, ArithmeticError) as error:
-        told = f"{path.name} has a damaged header: {' '.join(str(error).split())}"
+        told = f"{path.name} has a damaged header: {_line(error)}"
         raise refusal(case, "unreadable", told, _NEW_FILE) from error
 
 
@@ -91,20 +148,45 @@ def load(path: Path, case: str) -> tuple[Any, Geometry, tuple[Finding, ...]]:
     """
     import nibabel
 
-    data = _start(path, case)
+    start = _start(path, case, _HEADER_BYTES)
     with _damage_told(path, case):
-        header = _header(data, path, case)
+        header = _header(start, path, case)
         geometry, notes = geometry_of(header, path, case)
-        dtype = _voxel_type(header, path, case)
-        expected = int(header["vox_offset"]) + math.prod(geometry.shape) * dtype.itemsize
-        if len(data) < expected:
-            told = f"{path.name} is truncated: {len(data)} of {expected} bytes"
-            raise refusal(case, "truncated", told, _NEW_FILE)
+        size = _size(header, geometry.shape, _voxel_type(header, path, case), path, case)
+        data = _whole(path, case, size)
         two = isinstance(header, nibabel.Nifti2Header)
         # Not `from_bytes`: it would check the header again, and log every repair to stderr.
         voxels = nibabel.arrayproxy.ArrayProxy(io.BytesIO(data), header)
         image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image)(voxels, None, header)
     return image, geometry, notes
+
+
+def _size(header: Any, shape: tuple[int, ...], dtype: np.dtype, path: Path, case: str) -> int:
+    """Bytes that the header promises, before anything of that size is allocated."""
+    first, voxels = int(header["vox_offset"]), math.prod(shape)
+    if not 0 <= first <= _VOXELS_FROM or voxels > _MOST_VOXELS:
+        told = (
+            f"{path.name}: its header promises {voxels} voxels of shape {shape} from byte {first} "
+            f"on; expected at most {_MOST_VOXELS} from at most {_VOXELS_FROM} on"
+        )
+        raise refusal(case, "unreadable", told, _NEW_FILE)
+    return first + voxels * dtype.itemsize
+
+
+def _voxels_begin(header: Any, path: Path, case: str) -> int:
+    begin, least = float(header["vox_offset"]), int(header["sizeof_hdr"]) + 4
+    if least <= begin <= _EXTENSIONS and begin.is_integer():
+        return int(begin)
+    told = f"{path.name} has the vox_offset {begin:g}; expected {least}..{_EXTENSIONS}"
+    raise refusal(case, "unreadable", told, _NEW_FILE)
+
+
+def _voxels(geometry: Geometry, path: Path, case: str) -> int:
+    count = math.prod(geometry.shape)
+    if count > _LARGEST:
+        told = f"{path.name} has the shape {geometry.shape}: more than {_LARGEST} voxels"
+        raise refusal(case, "unreadable", told, "cut the region out that is needed, or resample")
+    return count
 
 
 def _voxel_type(header: Any, path: Path, case: str) -> np.dtype:
