@@ -138,12 +138,12 @@ CATALOGUE: dict[str, Published] = {
     "uctransnet": Published(
         68.0,
         67_990_666,
-        10,
+        11,
         {},
         (128, 128, 128),
         1489,
         "Wang et al., AAAI 2022",
-        "in three dimensions, with the width 48 that gives the number; the original is 2-D",
+        "in three dimensions; width 48 and ten outputs give the number; the original is 2-D",
     ),
     "medformer": Published(
         38.5,
