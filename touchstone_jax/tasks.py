@@ -26,7 +26,7 @@ from touchstone_jax.counts import counts, dice_by_organ, mean_dice_by_organ
 from touchstone_jax.labels.scheme import Scheme
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layers import triple
-from touchstone_jax.losses import IGNORE, dice_cross_entropy, segmentation_loss
+from touchstone_jax.losses import IGNORE, dice_cross_entropy, loss_for, segmentation_loss
 from touchstone_jax.models import accepts, create, topology
 from touchstone_jax.patches import random_patches, read_set, split_cases, tiles
 from touchstone_jax.prepare.planning_rules import coarse_axis
@@ -43,7 +43,7 @@ TRAIN, VAL, TILES = "train", "val", "tiles"
 
 
 class Segmenter:
-    """Dice + cross-entropy training on random patches, with deep supervision.
+    """Training on random patches by a loss of Dice and cross-entropy, with deep supervision.
 
     A network with a method ``training_loss`` is trained by that instead, and parameters whose slash
     path its ``frozen`` matches are not: the optimizer keeps nothing of them. The kinds of prompts
@@ -62,6 +62,7 @@ class Segmenter:
         margin: voxels read around the patch on each side, for rotations to turn into view; one
             number or three.
         augmentation: ``preset`` and fields of `touchstone_jax.augment.settings.Augmentation`.
+        loss: of `touchstone_jax.losses.LOSSES`; None for nnU-Net's, with sigmoids "dice_bce".
         batch_dice: one Dice over the batch instead of one a sample.
         smooth: of `touchstone_jax.losses.soft_dice`.
         foreground: share of patches centred on an organ.
@@ -87,6 +88,7 @@ class Segmenter:
         patch: int | Sequence[int] | None = None,
         margin: int | Sequence[int] = 0,
         augmentation: Mapping[str, Any] = {},
+        loss: str | None = None,
         batch_dice: bool = False,
         smooth: float = 1e-5,
         foreground: float = 0.33,
@@ -106,7 +108,7 @@ class Segmenter:
         self._augmentation = augmentations.create(
             **{"coarse_axis": coarse_axis(self._plan.spacing_mm), **augmentation}
         )
-        self._loss: dict[str, Any] = {"batch": batch_dice, "smooth": smooth}
+        self._loss: dict[str, Any] = {"loss": loss, "batch": batch_dice, "smooth": smooth}
         self._draws: dict[str, Any] = {"foreground": foreground, "seed": seed}
         self._train, self._val = split_cases(
             self._set.cases, tuple(validation_cases) or validation, seed=seed
@@ -125,7 +127,8 @@ class Segmenter:
         if accepts(self._model["name"], "organs"):
             self._model = {"organs": self._labels.classes, **self._model}
         abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
-        self._loss["activation"] = getattr(abstract, "activation", "softmax")
+        self._activation = getattr(abstract, "activation", "softmax")
+        self._loss["loss"] = loss_for(self._activation, self._loss["loss"])
         self._loss["weights"] = getattr(abstract, "scale_weights", None)
         x = jax.ShapeDtypeStruct((1, *self._patch, 1), jnp.float32)
         nnx.eval_shape(lambda m, x: m(x), abstract, x)  # refuses a patch that does not fit
@@ -247,7 +250,7 @@ class Segmenter:
         logits = self._part(self._logits, state)(batch["image"].astype(jnp.float32))
 
         def loss(logits: Array, labels: Array, annotated: Array) -> Array:
-            how = {"activation": self._loss["activation"]}
+            how = {"loss": self._loss["loss"]}
             entropy, dice = dice_cross_entropy(logits[None], labels[None], annotated[None], **how)
             return entropy + dice
 
@@ -307,7 +310,7 @@ class Segmenter:
                 ),
                 "output": (
                     f"logits (batch, {sizes}, {self._labels.num_classes}), a class a channel, "
-                    f"before the {self._loss['activation']}"
+                    f"before the {self._activation}"
                 ),
                 "classes": _in_order(self._labels),
                 "details": {"Plan": plan},

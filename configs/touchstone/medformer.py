@@ -8,8 +8,8 @@ Memory    attention between voxels and 64 codes, linear in the voxels: 34 MB of 
           way at 32³ voxels and four heads (float32), 0.4 GB a sample over all blocks and both ways
           where the gradients keep them; none where flash kernels run (bfloat16 on GPUs). All blocks
           together keep 17.2 GiB a sample for their gradients, 1.4 with remat
-Differs   published: cross-entropy with the background at half weight, and an adaptive Tversky form
-          of Dice; here Dice and cross-entropy. Both heads weigh one half, as published
+Loss      as published: cross-entropy with the background at half weight, an adaptive Tversky form
+          of Dice over the batch, both heads at one half
 Size      the published one; not yet trained here, so no expected score
 """
 
@@ -28,6 +28,8 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
             "model": {"name": "medformer", "dtype": "bfloat16", "remat": True},
             "patch": PATCH,
             "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
+            "loss": "tversky_ce",
+            "batch_dice": True,
             "validation": 0.05,
             "ema": 0.99,
             "seed": 0,

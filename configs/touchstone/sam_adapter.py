@@ -10,8 +10,8 @@ Note      slice by slice: a patch is a slice across z, enlarged to 1024 x 1024 p
 Attention in windows: 40 million scores a slice, 162 MB, for the gradients; the decoder adds 4,096
           by 12 tokens. Nothing is ever 4,096 by 4,096. All together training keeps 1.5 GiB a slice
           (float32), 0.3 with remat
-Differs   published: Dice of sigmoids; here Dice of the softmax, beside the cross-entropy. The
-          authors also freeze the decoder where it is SAM's own; here it is trained, for its ten
+Loss      as published: cross-entropy of the softmax, squared Dice of the sigmoids of all classes
+Differs   published: the decoder is frozen where it is SAM's own; here it is trained, for its ten
           masks are new. No rotation out of the slice
 Size      the published one; not yet trained here, so no expected score
 """
@@ -31,6 +31,7 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
             "model": {"name": "sam_adapter", "side": 1024, "dtype": "bfloat16"},
             "patch": PATCH,
             "augmentation": {"preset": "nnunet", "mirror_axes": (1,), "coarse_axis": 2},
+            "loss": "sigmoid_dice_ce",
             "validation": 0.05,
             "seed": 0,
         }

@@ -92,7 +92,7 @@ def slow_sigmoid(logits, labels, annotated):
 def test_organs_each_against_their_absence(annotated, x64):
     logits, labels = drawn(7)
     labels[0, 1] = IGNORE
-    how = {"activation": "sigmoid"}
+    how = {"loss": "dice_bce"}
     got = losses.dice_cross_entropy(*map(jnp.asarray, (logits, labels, annotated)), **how)
     np.testing.assert_allclose(got, slow_sigmoid(logits, labels, annotated), rtol=1e-9)
     if annotated.all():
@@ -109,7 +109,7 @@ def test_what_no_organ_has_to_do_with_moves_no_sigmoid():
     labels[:, 0] = IGNORE
 
     def loss(logits):
-        how = {"activation": "sigmoid"}
+        how = {"loss": "dice_bce"}
         return losses.segmentation_loss([logits], jnp.asarray(labels), PARTIAL, **how)["loss"]
 
     value, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, jnp.float32))
@@ -215,8 +215,12 @@ def test_scales_are_weighted_as_nnunets(x64):
         (lambda x, y: losses.coarser_labels(y, (2, 2, 4)), r"\(3, 2, 4\) cannot be thinned"),
         (lambda x, y: losses.deep_supervision_weights(0), "scales=0; expected at least 1"),
         (
-            lambda x, y: losses.dice_cross_entropy(x, y, activation="tanh"),
-            "activation='tanh'; legal: softmax, sigmoid",
+            lambda x, y: losses.dice_cross_entropy(x, y, loss="dice"),
+            "unknown loss 'dice'; did you mean 'dice_ce'. legal: dice_ce, dice_bce, tversky_ce",
+        ),
+        (
+            lambda x, y: losses.loss_for("sigmoid", "tversky_ce"),
+            "loss of networks with a sigmoid 'tversky_ce'; .*legal: dice_bce, balanced_dice_bce",
         ),
         (lambda x, y: losses.segmentation_loss(x, y), "logits are one array; expected those of"),
         (

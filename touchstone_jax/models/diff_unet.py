@@ -17,7 +17,7 @@ from touchstone_jax.layers.resize import block_maxima
 from touchstone_jax.losses import IGNORE
 from touchstone_jax.models.diffusion import STEPS, ddim, fused, noised
 from touchstone_jax.models.unet import renamed
-from touchstone_jax.models.ushape import check, per_stage, recomputed
+from touchstone_jax.models.ushape import background_added, check, per_stage, recomputed
 
 SLOPE = 0.1
 WAVES, EMBEDDING = 128, 512
@@ -249,11 +249,6 @@ class DiffUNet(nnx.Module):
     def _run(self, stage: TwoConvs, *inputs: Array) -> Array:
         keeps = not self.remat or self.deterministic
         return stage(*inputs) if keeps else recomputed(stage, *inputs)
-
-
-def background_added(organs: Float[Array, "b x y z o"]) -> Float[Array, "b x y z k"]:
-    """Logits of all classes from those of the organs: the background's is 0."""
-    return jnp.pad(organs, [(0, 0)] * 4 + [(1, 0)])
 
 
 def _check(widths: Sequence[int], steps: int, seed: int) -> None:

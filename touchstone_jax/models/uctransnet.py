@@ -7,11 +7,12 @@ it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -19,7 +20,7 @@ from touchstone_jax.layers import BatchNorm, Conv, ConvNormAct, triple
 from touchstone_jax.layers.resize import Maxima, nearest
 from touchstone_jax.models.channel_transformer import ChannelTransformer
 from touchstone_jax.models.unet import renamed
-from touchstone_jax.models.ushape import UShape, check
+from touchstone_jax.models.ushape import UShape, background_added, check
 
 RATIOS = (1, 2, 4, 8, 8)
 """Widths of the levels as multiples of the first."""
@@ -50,11 +51,12 @@ class Gate(nnx.Module):
 class UCTransNet(UShape):
     """Five levels of convolutions, batch norms and ReLUs, and `ChannelTransformer` on the skips.
 
-    (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes), float32, for one patch only. In
-    training (``model.train()``) a tuple of one: the original has no deep supervision.
+    (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes), float32, for one patch only, of
+    organs that do not exclude each other; the background's are 0. In training (``model.train()``) a
+    tuple of one: the original has no deep supervision.
 
     Args:
-        num_classes: logits, the background's among them.
+        num_classes: organs and the background.
         in_channels: channels of the image.
         patch: voxels (x, y, z) of the input, multiples of 16.
         width: channels of the first level; the others have 2, 4, 8 and 8 times as many.
@@ -69,10 +71,8 @@ class UCTransNet(UShape):
     """
 
     label = "uctransnet"
-    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {
-        "in_channels": ("inc.conv.weight", 1),
-        "num_classes": ("outc.weight", 0),
-    }
+    activation = "sigmoid"
+    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {"in_channels": ("inc.conv.weight", 1)}
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class UCTransNet(UShape):
             units = _unit(2 * widths[level], outputs, how), _unit(outputs, outputs, how)
             decoder.append(nnx.Sequential(*units))
             gates.append(Gate(widths[level], rngs))
-        head = Conv(widths[0], num_classes, 1, dtype=jnp.float32, rngs=rngs)
+        head = Conv(widths[0], num_classes - 1, 1, dtype=jnp.float32, rngs=rngs)
         strides = [(1, 1, 1), *[(2, 2, 2)] * len(PATCHES)]
         super().__init__(
             encoder=encoder,
@@ -140,6 +140,10 @@ class UCTransNet(UShape):
             return x if self.headless else self.score(x)
         return (self.score(x),)
 
+    def score(self, features: Float[Array, "b x y z f"]) -> Float[Array, "b x y z k"]:
+        """Logits from what the ``headless`` network gives; linear."""
+        return background_added(super().score(features))
+
     def _transformed(self, skips: Sequence[Array]) -> list[Array]:
         tokens = [
             self._run(embed, skip) for embed, skip in zip(self.mtc.embeddings, skips, strict=True)
@@ -148,6 +152,12 @@ class UCTransNet(UShape):
             tokens = self._run(layer, *tokens)
         parts = zip(skips, self.mtc.reconstructions, self.mtc.norms, tokens, strict=True)
         return [skip + back(norm(x)).astype(skip.dtype) for skip, back, norm, x in parts]
+
+    @staticmethod
+    def torch_stages(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of classes: the original has none for the background."""
+        key = "outc.weight"
+        return {"num_classes": np.shape(arrays[key])[0] + 1} if key in arrays else {}
 
     def torch_name(self, path: str) -> str:
         """Name in UCTransNet's state dict of the module at our slash ``path``."""

@@ -179,6 +179,11 @@ def recomputed(module: nnx.Module, *inputs: Any) -> Any:
     return made
 
 
+def background_added(organs: Float[Array, "b x y z o"]) -> Float[Array, "b x y z k"]:
+    """Logits of all classes from those of the organs: the background's is 0."""
+    return jnp.pad(organs, [(0, 0)] * 4 + [(1, 0)])
+
+
 def stages(
     label: str,
     widths: Sequence[int],
