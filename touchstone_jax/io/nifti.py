@@ -9,10 +9,11 @@ import contextlib
 import gzip
 import io
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,11 @@ def _reading(path: Path, case: str) -> Iterator[None]:
             case, "truncated", f"{path.name} is truncated: its gzip stream ends early", _NEW_FILE
         ) from error
     except (OSError, zlib.error, MemoryError) as error:
-        raise refusal(case, "unreadable", f"{path.name}: {error}", _NEW_FILE) from error
+        raise refusal(case, "unreadable", f"{path.name}: {_line(error)}", _NEW_FILE) from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _start(path: Path, case: str, size: int) -> bytes:
@@ -62,7 +67,8 @@ def _whole(path: Path, case: str, size: int) -> bytes:
     with _reading(path, case), path.open("rb") as file:
         packed = file.read(2) == _GZIP
         file.seek(0)
-        data = _unpacked(file.read(), most) if packed else file.read(most)
+        here = os.fstat(file.fileno()).st_size  # read(n) takes n bytes of memory at once
+        data = _unpacked(file.read(), most) if packed else file.read(min(most, here))
     if len(data) < size:
         told = f"{path.name} is truncated: {len(data)} of {size} bytes"
         raise refusal(case, "truncated", told, _NEW_FILE)
@@ -88,20 +94,6 @@ def _unpacked(packed: bytes, most: int) -> bytes:
             raise EOFError
         packed = stream.unused_data.lstrip(b"\0")
     return b"".join(parts)
-
-
-def _unpacked(file: BinaryIO, size: int) -> bytes:
-    """At most ``size`` bytes of the members of a gzip file; EOFError if one ends early."""
-    # Not by the module gzip: that has no limit, or is slow.
-    packed, pieces = file.read(size + size // 64 + _BEHIND), []
-    while packed and size > 0:
-        member = zlib.decompressobj(wbits=31)
-        pieces.append(member.decompress(packed, size))
-        size -= len(pieces[-1])
-        if not member.eof and size > 0:
-            raise EOFError
-        packed = member.unused_data.lstrip(b"\0")
-    return b"".join(pieces)
 
 
 def _header(data: bytes, path: Path, case: str) -> Any:
@@ -164,29 +156,14 @@ def load(path: Path, case: str) -> tuple[Any, Geometry, tuple[Finding, ...]]:
 def _size(header: Any, shape: tuple[int, ...], dtype: np.dtype, path: Path, case: str) -> int:
     """Bytes that the header promises, before anything of that size is allocated."""
     first, voxels = int(header["vox_offset"]), math.prod(shape)
-    if not 0 <= first <= _VOXELS_FROM or voxels > _MOST_VOXELS:
+    least = int(header["sizeof_hdr"]) + 4  # four bytes say whether notes follow
+    if not least <= first <= _VOXELS_FROM or voxels > _MOST_VOXELS:
         told = (
             f"{path.name}: its header promises {voxels} voxels of shape {shape} from byte {first} "
-            f"on; expected at most {_MOST_VOXELS} from at most {_VOXELS_FROM} on"
+            f"on; expected at most {_MOST_VOXELS} from {least}..{_VOXELS_FROM} on"
         )
         raise refusal(case, "unreadable", told, _NEW_FILE)
     return first + voxels * dtype.itemsize
-
-
-def _voxels_begin(header: Any, path: Path, case: str) -> int:
-    begin, least = float(header["vox_offset"]), int(header["sizeof_hdr"]) + 4
-    if least <= begin <= _EXTENSIONS and begin.is_integer():
-        return int(begin)
-    told = f"{path.name} has the vox_offset {begin:g}; expected {least}..{_EXTENSIONS}"
-    raise refusal(case, "unreadable", told, _NEW_FILE)
-
-
-def _voxels(geometry: Geometry, path: Path, case: str) -> int:
-    count = math.prod(geometry.shape)
-    if count > _LARGEST:
-        told = f"{path.name} has the shape {geometry.shape}: more than {_LARGEST} voxels"
-        raise refusal(case, "unreadable", told, "cut the region out that is needed, or resample")
-    return count
 
 
 def _voxel_type(header: Any, path: Path, case: str) -> np.dtype:

@@ -34,6 +34,7 @@ from touchstone_jax.io.nifti import grid, load
 from touchstone_jax.io.nifti_header import orient
 
 SUFFIXES = (".nii.gz", ".nii")
+_LONGEST = 2**15 - 1  # voxels along an axis that NIfTI-1 has a number for
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ def write(path: str | Path, array: Shaped[np.ndarray, "x y z"], geometry: Geomet
         geometry: grid of the volume that the array belongs to, as `Volume.geometry`.
 
     Raises:
-        ValueError: another suffix, another shape, or a type that NIfTI lacks.
+        ValueError: another suffix, another shape, or a shape or type that NIfTI-1 lacks.
     """
     import nibabel
 
@@ -166,6 +167,8 @@ def write(path: str | Path, array: Shaped[np.ndarray, "x y z"], geometry: Geomet
         raise ValueError(f"{path}: array has shape {array.shape}; the grid has {expected}")
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path}: expected a name that ends in .nii or .nii.gz")
+    if max(expected) > _LONGEST:
+        raise ValueError(f"{path}: NIfTI-1 cannot store the shape {expected}")
     array = array.astype(np.uint8) if array.dtype == bool else np.asarray(array)
     header = nibabel.Nifti1Header()
     try:
