@@ -23,6 +23,7 @@ from jaxtyping import Bool
 from touchstone_jax.labels.scheme import Scheme
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layers import Triple
+from touchstone_jax.layouts.case_files import is_id
 from touchstone_jax.losses import IGNORE
 from touchstone_jax.prepare.plan import Plan
 from touchstone_jax.prepare.prepared import Prepared, open_prepared
@@ -73,6 +74,8 @@ def read_set(folder: str | Path) -> PreparedSet:
     if not cases:
         raise ValueError(f"{file} lists no case")
     for case in cases:
+        if not is_id(case):
+            raise ValueError(f"{file}: case {case!r} cannot name a folder in {folder}")
         if not (folder / case / "meta.json").is_file():
             raise FileNotFoundError(f"{case}: no prepared case in {folder}; run `prepare` again")
     return PreparedSet(folder, Plan.from_json(plan, str(file)), tuple(cases))

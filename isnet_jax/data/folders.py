@@ -24,6 +24,24 @@ def existing(folder: str | Path, what: str) -> Path:
     return path
 
 
+def below(folder: Path, cell: str | None, where: str) -> Path:
+    """The file that a table's cell names; ``where`` (table and line) begins the message.
+
+    Raises:
+      ValueError: no path, or one that leads out of the folder.
+    """
+    text = (cell or "").strip()
+    place = folder / text
+    # As text: what the folder itself links to is its owner's business.
+    leads_out = ".." in place.relative_to(folder).parts if place.is_relative_to(folder) else True
+    if not text or leads_out or "\\" in text or "\0" in text:
+        raise ValueError(
+            f"{where}: path {cell!r}; expected one with '/' and without '..' that stays below the "
+            f"folder {str(folder)!r}"
+        )
+    return place
+
+
 def with_suffix(stem: Path) -> Path | None:
     """The image file of this path without its ending; None if there is none."""
     found = (stem.with_name(stem.name + end) for s in SUFFIXES for end in (s, s.upper()))
@@ -193,7 +211,7 @@ def csv_labels(
     Args:
       tables: split -> CSV file; "train" and "val" among them, every other one a test split.
       labels: the findings' columns, in label order.
-      folder: what paths in the tables are relative to.
+      folder: what paths in the tables are relative to, and below which they stay.
       path_column: column of the files' paths.
       masks: folder of masks at the same relative paths, see `image_folder`; "": none.
       uncertain: what -1 becomes: "ones", "zeros", or "drop" leaves out a row that has one.
@@ -202,8 +220,8 @@ def csv_labels(
 
     Raises:
       FileNotFoundError: a table, an image or a mask is missing.
-      ValueError: a column that is missing, a value that is none of the above (with its row), or an
-        illegal option.
+      ValueError: a column that is missing, a value that is none of the above or a path that leads
+        out of the folder (with its row), or an illegal option.
     """
     pair, root = sides(size), Path(folder)
     check_channels(channels)
@@ -223,7 +241,7 @@ def csv_labels(
         for number, row in enumerate(rows, start=2):  # line 1 is the header
             found = [_finding(row[name], name, path, number, uncertain) for name in labels]
             if not any(math.isnan(value) for value in found):
-                paths.append(root / row[path_column])
+                paths.append(below(root, row[path_column], f"{path.name}: line {number}"))
                 values.append(found)
         own = None
         if mask_root is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isnet_jax.data.folders import columns, divided, existing, mask_of
+from isnet_jax.data.folders import below, columns, divided, existing, mask_of
 from isnet_jax.data.pictures import check_channels, sides
 from isnet_jax.data.splits import TRAIN, VAL, Splits
 
@@ -86,6 +86,8 @@ def _listed(path: Path, label_of: dict[str, int]) -> list[str]:
     found = [file for file in files if file.split("/")[0] in label_of]
     if not found:
         raise ValueError(f"Stanford Dogs: {path.name} lists none of {list(label_of)}")
+    for file in found:
+        below(path.parent / "Images", file, f"Stanford Dogs: {path.name}")
     return found
 
 
@@ -150,7 +152,7 @@ def celeba(
         labels = np.asarray([values[file] for file in files], np.float32)
         if len(attributes) == 1:
             labels = labels[:, 0].astype(np.int32)
-        paths = [place / file for file in files]
+        paths = [below(place, file, "CelebA: list_eval_partition.txt") for file in files]
         own = None if mask_root is None else [mask_of(p, place, mask_root, name) for p in paths]
         arrays[name] = columns(paths, labels, own, pair, channels, f"CelebA {name}")
     return Splits(arrays, 2 if len(attributes) == 1 else len(attributes), ("test",))

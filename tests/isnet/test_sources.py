@@ -273,6 +273,40 @@ def test_bad_tables_are_named(chest, text, said):
         data.load("csv_labels", **chest)
 
 
+OUT = ("../p0.jpg", "a/../../p0.jpg", "/etc/p0.jpg", "a\\p0.jpg", "", "p0\0.jpg")
+
+
+@pytest.mark.parametrize("cell", OUT)
+def test_no_cell_leads_out_of_the_folder(cell, chest, faces):
+    with open(chest["tables"]["val"], "a") as file:
+        file.write(f'"{cell}",60,1,0\n')
+    with pytest.raises(
+        ValueError, match=r"val.csv: line 5: path '.*'; expected one with '/'.*below"
+    ):
+        data.load("csv_labels", **chest)
+    if cell and " " not in cell:
+        file = faces / "list_eval_partition.txt"
+        file.write_text(f"{cell} 0\n" + file.read_text())
+        lines = (faces / "list_attr_celeba.txt").read_text()
+        (faces / "list_attr_celeba.txt").write_text(f"{lines}{cell} 1 1\n")
+        with pytest.raises(
+            ValueError, match=r"CelebA: list_eval_partition.txt: path '.*'; expected"
+        ):
+            data.load("celeba", folder=str(faces), attributes=("Young",))
+
+
+def test_no_file_of_a_list_leads_out_of_the_folder(dogs, tmp_path):
+    listed(tmp_path, "train", ["n01-pug/../../x.jpg", "n02-Pekinese/a.jpg"])
+    with pytest.raises(ValueError, match=r"train_list.mat: path 'n01-pug/../../x.jpg'; expected"):
+        data.load("stanford_dogs", **dogs)
+
+
+def test_a_whole_path_below_the_folder_is_as_good(chest, tmp_path):
+    text = f"Path,Edema,Effusion\n{tmp_path / 'p0.jpg'},1,0\n./p1.jpg,0,0\n"
+    (tmp_path / "val.csv").write_text(text)
+    assert len(data.load("csv_labels", **chest).arrays["val"]["image"]) == 2
+
+
 def test_bad_options_of_tables_are_named(chest):
     with pytest.raises(ValueError, match="uncertain='maybe'; legal: ones, zeros, drop"):
         data.load("csv_labels", **chest, uncertain="maybe")
@@ -285,10 +319,16 @@ def test_bad_options_of_tables_are_named(chest):
 # ------------------------------------------------------------------ photos
 
 
-@pytest.fixture
-def dogs(tmp_path):
+def listed(folder, name, files):
     from scipy.io import savemat
 
+    cells = np.empty((len(files), 1), object)
+    cells[:, 0] = files
+    savemat(folder / f"{name}_list.mat", {"file_list": cells})
+
+
+@pytest.fixture
+def dogs(tmp_path):
     breeds, lists = ("n01-pug", "n02-Pekinese"), {"train": [], "test": []}
     for breed in breeds:
         for i in range(6):
@@ -303,9 +343,7 @@ def dogs(tmp_path):
             )
             lists["train" if i < 4 else "test"].append(name)
     for name, files in lists.items():
-        cells = np.empty((len(files), 1), object)
-        cells[:, 0] = files
-        savemat(tmp_path / f"{name}_list.mat", {"file_list": cells})
+        listed(tmp_path, name, files)
     return {"folder": str(tmp_path), "breeds": ("Pekinese", "pug"), "size": (10, 20)}
 
 

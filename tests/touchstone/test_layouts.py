@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from touchstone_jax.layouts import LAYOUTS, discover
+from touchstone_jax.layouts.case_files import is_id
 
 
 def _touch(root: Path, *names: str) -> Path:
@@ -132,3 +133,15 @@ def test_mistakes_in_nnunet_folders_are_told(tmp_path: Path) -> None:
     (tmp_path / "imagesTr/a_0001.nii.gz").unlink()
     with pytest.raises(ValueError, match="a_0000.nii and a_0000.nii.gz are one name twice"):
         discover(_touch(tmp_path, "imagesTr/a_0000.nii"))
+
+
+@pytest.mark.parametrize(
+    ("text", "legal"),
+    [
+        *[(name, True) for name in ("BDMAP_00000001", "a b", "Müller 7 左", "..a", "a..", "-")],
+        *[(name, False) for name in ("", " ", ".", "..", ". .", "/", "../a", "a/b", "/a")],
+        *[(name, False) for name in ("a\\b", "..\\a", "a\0b")],
+    ],
+)
+def test_an_id_is_the_name_of_a_folder(text: str, legal: bool) -> None:
+    assert is_id(text) is legal

@@ -185,6 +185,7 @@ def test_bad_folders_are_told(folder, tmp_path, prepared):
         ("{", "cannot be read"),
         (json.dumps({**stored, "cases": []}), "lists no case"),
         (json.dumps({**stored, "plan": {}}), "expected the keys"),
+        (json.dumps({**stored, "cases": ["../a/case_0"]}), "case '../a/case_0' cannot name a fol"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=said):

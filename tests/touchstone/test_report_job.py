@@ -226,6 +226,7 @@ def test_errors_that_are_allowed_are_warnings(folder: Path, tmp_path: Path) -> N
         ({"min_component_mm3": float("nan")}, "min_component_mm3=nan; expected"),
         ({"allow": ("truncated",)}, "allow='truncated'; legal values: "),
         ({"segmentations": "a/b"}, "segmentations='a/b'; expected the name of a folder"),
+        ({"segmentations": ".."}, "segmentations='..'; expected the name of a folder"),
         ({"masks": "/no/such"}, "masks /no/such: no such folder"),
         ({"endpoint": {"url": "http://127.0.0.1/v1", "model": "m"}}, "no effect without narrative"),
         ({"endpoint": {"url": "ftp://x", "model": "m"}}, "endpoint url='ftp://x'; expected"),

@@ -35,6 +35,14 @@ class Case:
         return (self.ct, *(path for _, path in self.masks), *labels)
 
 
+def is_id(text: str) -> bool:
+    """Whether a case's id that was read from a file names a folder beside it, and no other place.
+
+    ids of `touchstone_jax.layouts.discover` are names of files and folders already.
+    """
+    return text.strip(" .") != "" and not set(text) & set("/\\\0")
+
+
 def folders(folder: Path) -> list[Path]:
     """The visible folders inside a folder, sorted."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))

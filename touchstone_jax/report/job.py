@@ -24,7 +24,7 @@ from touchstone_jax.findings import (
     write_findings,
 )
 from touchstone_jax.io import read_ct
-from touchstone_jax.layouts.case_files import volumes
+from touchstone_jax.layouts.case_files import is_id, volumes
 from touchstone_jax.report import check_rules
 from touchstone_jax.report.case import report_case
 from touchstone_jax.report.endpoint import endpoint_of
@@ -96,7 +96,7 @@ class Report(OverCases):
         for check in allow:
             if check not in ALLOWABLE:
                 raise ValueError(f"allow={check!r}; legal values: {', '.join(ALLOWABLE)}")
-        if segmentations is not None and Path(segmentations).name != segmentations:
+        if segmentations is not None and not is_id(segmentations):
             raise ValueError(f"segmentations={segmentations!r}; expected the name of a folder")
         self._endpoint = None if endpoint is None else endpoint_of(endpoint)
         if self._endpoint is not None and not narrative:
