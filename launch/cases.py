@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import threading
 import time
@@ -23,6 +24,7 @@ from launch.workdir import no_space
 
 DONE, FAILED = "done", "failed"
 _LONGEST = 200  # bytes of a case's name; file systems end at 255 and we add a prefix
+_OURS = re.compile(r"(job\.json|cases(\.\d+)?\.jsonl)(\.part)?")  # files beside the cases' folders
 Row = dict[str, Any]
 
 
@@ -40,6 +42,8 @@ def check_names(cases: Sequence[str], what: str) -> list[str]:
                 f"{what}: case {case!r} cannot name a folder (1 to {_LONGEST} bytes, no '/', "
                 "no leading '.')"
             )
+        if _OURS.fullmatch(case):
+            raise SetupError(f"{what}: case {case!r} cannot name a folder: the launcher's own file")
         if case in seen:
             raise SetupError(f"{what}: case {case!r} is there twice")
         seen.add(case)

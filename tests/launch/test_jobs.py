@@ -339,8 +339,26 @@ def test_damaged_lines_of_a_record_are_passed_over(tmp_path: Path) -> None:
     assert set(again.rows) == {"a", "c"}
 
 
-@pytest.mark.parametrize("case", ["", ".x", "a/b", "a\\b", "a\nb", "x" * 201, 3, "é" * 101])
+PLACES = ("..", "../a", "/a", "a/b", "a\\b", "a\0b", "a\nb")
+OURS = ("job.json", "cases.jsonl", "cases.3.jsonl", "cases.jsonl.part")
+
+
+@pytest.mark.parametrize("case", ["", ".x", *PLACES, *OURS, "x" * 201, 3, "é" * 101, "\udcff"])
 def test_ids_that_are_no_folder_names(case: str) -> None:
     with pytest.raises(SetupError, match="cannot name a folder"):
         check_names(["fine", case], "Job")
     assert check_names(["Ünicode name 1", "a.nii"], "Job") == ["Ünicode name 1", "a.nii"]
+
+
+def test_a_link_in_place_of_a_case_s_folder_is_not_followed(prepare, texts, tmp_path) -> None:
+    """Nothing behind it is written or deleted; the case fails until the link is gone."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("")
+    work = tmp_path / "w" / "prepare"
+    work.mkdir(parents=True)
+    for name in ("a", ".part-b"):
+        (work / name).symlink_to(mine)
+    assert prepare() == 1
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    assert {k for k, row in record(tmp_path).items() if row["status"] == "done"} == {"c"}
