@@ -82,6 +82,11 @@ def dense(
     )
 
 
+def gelu(x: Array) -> Array:
+    """The exact form, by the error function (Hendrycks and Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
 class LayerNorm(nnx.LayerNorm):
     """Each token to mean 0 and variance 1 over its channels, then scaled and shifted.
 
@@ -183,7 +188,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """See the class."""
-        return self.linear2(jax.nn.gelu(self.linear1(x), approximate=False))
+        return self.linear2(gelu(self.linear1(x)))
 
 
 class TransformerBlock(nnx.Module):

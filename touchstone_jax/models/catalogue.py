@@ -178,25 +178,24 @@ CATALOGUE: dict[str, Published] = {
     ),
     "segvol": Published(
         181.0,
-        113_682_016,
+        117_724_112,
         10,
         {},
         (256, 256, 32),
         708,
         "Du et al., NeurIPS 2024",
-        "with the text tower, for whose vectors there is a file, 63.166M more, and 4,060,528 that "
-        "the original never reads: 180.9M; nine organs",
+        "with the text tower, for whose vectors there is a file, 63.166M more: 180.9M; nine organs",
     ),
     "sam_adapter": Published(
         11.6,
-        11_038_676,
+        11_640_499,
         10,
         {},
         (512, 512, 1),
         89,
         "Gu et al., arXiv 2404.09957",
-        "the total, with MobileSAM's encoder: 11,640,499, of which 601,823 (a classifier, prompts, "
-        "quality) are never read and left out; 5.29M are trained",
+        "the total, with MobileSAM's encoder; 5.29M are trained; 0.60M are of prompts, quality and "
+        "the encoder's own classes, for which the published use does not ask",
     ),
     "swin_unetr": Published(
         72.8,

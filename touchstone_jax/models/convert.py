@@ -194,7 +194,8 @@ def read_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    # By a file of ours: np.load would leave a damaged one open.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 

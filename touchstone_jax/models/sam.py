@@ -1,6 +1,6 @@
-"""The half of "Segment Anything" that makes masks: prompts, two-way attention, small networks.
+"""Two-way attention between prompts and image, of "Segment Anything" (Kirillov et al. 2023).
 
-Kirillov et al. 2023, appendix A; what SegVol (volumes) and SAM-Adapter (slices) share.
+Appendix A; what SegVol (volumes) and SAM-Adapter (slices) share, adapters among it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from touchstone_jax.layers.attention import LayerNorm, attend, dense
+from touchstone_jax.layers.attention import LayerNorm, attend, dense, gelu
 
 
 class Frequencies(nnx.Variable):
@@ -80,7 +80,7 @@ class Adapter(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """See the class."""
-        return self.D_fc2(jax.nn.gelu(self.D_fc1(x), approximate=False))
+        return self.D_fc2(gelu(self.D_fc1(x)))
 
 
 class CrossAttention(nnx.Module):
@@ -213,19 +213,6 @@ class TwoWay(nnx.Module):
         return self.norm_final_attn(tokens + seen), image
 
 
-class Hypernetwork(nnx.Module):
-    """A token (b, c) to the weights (b, o) of a mask: three linear layers, ReLU between."""
-
-    def __init__(self, width: int, outputs: int, how: dict[str, Any]) -> None:
-        sides = ((width, width), (width, width), (width, outputs))
-        self.layers = nnx.List(dense(i, o, **how) for i, o in sides)
-
-    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b o"]:
-        """See the class."""
-        first, second, third = self.layers
-        return third(jax.nn.relu(second(jax.nn.relu(first(x)))))
-
-
 def check_decoder(label: str, width: int, heads: int) -> None:
     """Refuse a decoder whose heads do not fit.
 
@@ -236,7 +223,3 @@ def check_decoder(label: str, width: int, heads: int) -> None:
         raise ValueError(
             f"{label}: width={width}; expected a multiple of 8 and of twice {heads} heads"
         )
-
-
-SAM_NAMES = (("/lin([12])$", r"/mlp/lin\1"),)
-"""Our paths inside `TwoWay` -> the originals'."""

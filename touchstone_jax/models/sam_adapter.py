@@ -8,72 +8,30 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int
 
 from touchstone_jax.layers import Triple
 from touchstone_jax.layers.attention import LayerNorm
 from touchstone_jax.layers.slices import SliceUp
-from touchstone_jax.models.sam import (
-    SAM_NAMES,
-    Hypernetwork,
-    Positions,
-    Token,
-    TwoWay,
-    check_decoder,
-)
+from touchstone_jax.models.sam import check_decoder, swapped
+from touchstone_jax.models.sam_masks import SAM_NAMES, MaskDecoder, PromptEncoder
 from touchstone_jax.models.sam_vit import PATCH, SAM_VIT_NAMES, SamViT
-from touchstone_jax.models.tiny_vit import TINY_VIT_NAMES, TinyViT, gelu
+from touchstone_jax.models.tiny_vit import TINY_VIT_NAMES, TinyViT
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import check, per_stage, recomputed
 
 ENCODERS = ("tiny_vit", "vit")
 
 
-class SliceDecoder(nnx.Module):
-    """Tokens (n, h, w, c) of slices to logits (n, 4h, 4w, classes): a mask for each class."""
-
-    def __init__(
-        self, width: int, classes: int, heads: int, hidden: int, how: dict[str, Any]
-    ) -> None:
-        rngs = how["rngs"]
-        self.transformer = TwoWay(width, heads, hidden, 2, how, adapted=True)
-        self.iou_token, self.mask_tokens = Token(1, width, rngs), Token(classes + 1, width, rngs)
-        self.up1, self.up2 = SliceUp(width, width // 4, how), SliceUp(width // 4, width // 8, how)
-        self.norm = LayerNorm(width // 4, 1e-6, rngs=rngs)
-        self.hypernetworks = nnx.List(Hypernetwork(width, width // 8, how) for _ in range(classes))
-
-    def __call__(
-        self, image: Float[Array, "n h w c"], places: Float[Array, "1 t c"]
-    ) -> Float[Array, "n a b k"]:
-        """See the class; ``places`` are those of the tokens."""
-        n, h, w, c = image.shape
-        tokens = jnp.concatenate([self.iou_token.weight[...], self.mask_tokens.weight[...]])
-        tokens = jnp.broadcast_to(tokens[None], (n, *tokens.shape)).astype(image.dtype)
-        flat = image.reshape(n, h * w, c)
-        places = jnp.broadcast_to(places, flat.shape).astype(flat.dtype)
-        tokens, flat = self.transformer(tokens, flat, places)
-        made = self.norm(self.up1(flat.reshape(image.shape)))
-        made = gelu(self.up2(gelu(made))).astype(jnp.float32)
-        # The first two tokens are of the quality and of a single mask, which is not asked for.
-        columns = [net(tokens[:, 2 + i]) for i, net in enumerate(self.hypernetworks)]
-        weights = jnp.stack(columns, axis=-1).astype(jnp.float32)
-        return jnp.einsum("nhwc,nck->nhwk", made, weights)
-
-
-class PlaceEncoder(nnx.Module):
-    """Where tokens are, and what stands for a prompt where there is none."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
-        self.pe_layer, self.no_mask_embed = Positions(2, width, rngs), Token(1, width, rngs)
-
-
 class SAMAdapter(nnx.Module):
     """Every slice across z by itself, enlarged to a square, without any prompt.
 
     (b, x, y, z, in_channels) to logits (b, x, y, z, num_classes), float32, of any sides. In
-    training (``model.train()``) a tuple of one. Of the image encoder only adapters are trained, and
-    of the rest all but positions; its batch norms keep their statistics. Fresh adapters change
-    nothing, so it is the weights of an original that make this network worth its while.
+    training (``model.train()``) a tuple of one. Of the image encoder only adapters are trained, of
+    the mask decoder all that classes' masks are made of; batch norms keep their statistics. What
+    only `masks_and_quality` and the encoder's ``classify`` read stays as it is, and is not decayed.
+    Fresh adapters change nothing, so it is the weights of an original that make this network worth
+    its while.
 
     Args:
         num_classes: logits, the background's among them.
@@ -84,6 +42,7 @@ class SAMAdapter(nnx.Module):
         width: channels of the decoder.
         heads: of its attention.
         hidden: channels inside its MLPs.
+        quality_hidden: channels inside the network that tells masks' quality.
         dtype: "float32" or "bfloat16", of convolutions and transformers; norms, softmax and masks
             stay float32.
         remat: whether blocks of the encoder are computed again for their gradients.
@@ -96,13 +55,14 @@ class SAMAdapter(nnx.Module):
     label = "sam_adapter"
     activation = "softmax"
     divisor: ClassVar[Triple] = (1, 1, 1)
-    frozen = r"^(image_encoder/(?!.*_Adapter/)|prompt_encoder/)"
-    torch_ignored = (
-        r"num_batches_tracked$|^image_encoder\.(norm_head|head)\.|\.Depth_Adapter\."
-        r"|\.point_embeddings\.|\.not_a_point_embed\.|\.mask_downscaling\."
-        r"|\.iou_prediction_head\.|\.output_hypernetworks_mlps\.0\."
+    frozen = (
+        r"^(image_encoder/(?!.*_Adapter/)|prompt_encoder/"
+        r"|mask_decoder/(iou_prediction_head|output_hypernetworks_mlps/0)/)"
     )
-    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
+    torch_ignored = r"num_batches_tracked$|\.Depth_Adapter\."
+    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {
+        "quality_hidden": ("mask_decoder.iou_prediction_head.layers.0.weight", 0)
+    }
 
     def __init__(
         self,
@@ -115,19 +75,30 @@ class SAMAdapter(nnx.Module):
         width: int = 256,
         heads: int = 8,
         hidden: int = 2048,
+        quality_hidden: int = 256,
         dtype: str = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        check("sam_adapter", dtype, side=side, hidden=hidden, heads=heads)
+        sizes = {"hidden": hidden, "quality_hidden": quality_hidden}
+        check("sam_adapter", dtype, side=side, heads=heads, **sizes)
         check_decoder("sam_adapter", width, heads)
         if side % PATCH:
             raise ValueError(f"sam_adapter: side={side}; expected a multiple of {PATCH}")
         how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "rngs": rngs}
         inputs = 3 if in_channels == 1 else in_channels
         self.image_encoder = _encoder(encoder, inputs, side, width, encoder_config, how)
-        self.prompt_encoder = PlaceEncoder(width, rngs)
-        self.mask_decoder = SliceDecoder(width, num_classes, heads, hidden, how)
+        self.prompt_encoder = PromptEncoder(2, width, how)
+        grow = (
+            SliceUp(width, width // 4, how),
+            LayerNorm(width // 4, 1e-6, rngs=rngs),
+            SliceUp(width // 4, width // 8, how),
+        )
+        # One more than there are classes: the first is of a single mask, for which none asks here.
+        masks = num_classes + 1
+        self.mask_decoder = MaskDecoder(
+            width, masks, heads, hidden, quality_hidden, grow, how, adapted=True
+        )
         self.side, self.inputs, self.encoder = side, inputs, encoder
         self.remat, self.deterministic = remat, True
 
@@ -145,12 +116,70 @@ class SAMAdapter(nnx.Module):
 
     def masks(self, slices: Float[Array, "n h w c"]) -> Float[Array, "n a b k"]:
         """Logits at a quarter of the resolution of square slices, (n, side / 4, side / 4, k)."""
+        image = self._image(slices)
+        tokens, features = self.mask_decoder.look(
+            image + self._unmasked(image), self._places(image)
+        )
+        return _drawn(features, self.mask_decoder.kernels(tokens, 1))
+
+    def masks_and_quality(
+        self,
+        slices: Float[Array, "n h w c"],
+        points: Float[Array, "n p 2"] | None = None,
+        signs: Int[Array, "n p"] | None = None,
+        boxes: Float[Array, "n 4"] | None = None,
+        masks: Float[Array, "n a b"] | None = None,
+    ) -> tuple[Float32[Array, "n a b k1"], Float32[Array, "n k1"]]:
+        """Logits of the single mask and of each class's, and the quality of each, for prompts.
+
+        What "Segment Anything" can do, though SAM-Adapter asks without prompts and is trained on
+        the classes' masks alone: prompts, the single mask and the quality are as good as the
+        weights that were read (Kirillov et al. 2023, appendix A). Without prompts the classes'
+        masks are those of `masks`.
+
+        Args:
+            slices: square ones, (n, side, side, c).
+            points: pixels (row, column) of the slices; a pixel's centre is whole.
+            signs: of the points: 1 inside of what is looked for, 0 outside, -1 for no point at all.
+            boxes: first and last pixels (row, column, row, column).
+            masks: logits at a quarter of the resolution, e.g. a mask of an earlier call.
+
+        Returns:
+            (n, side / 4, side / 4, num_classes + 1), the single mask first, and (n, num_classes +
+            1): what the network takes for each mask's intersection over union with the truth.
+
+        Raises:
+            ValueError: points without signs or the other way round, or shapes that do not fit.
+        """
+        count, side = len(slices), self.side
+        _check_prompts(count, side, points=points, signs=signs, boxes=boxes, masks=masks)
+        image = self._image(slices)
+        prompt, there = None, None
+        if points is not None or boxes is not None:
+            at = jnp.zeros((count, 0, 2)) if points is None else points
+            kinds = jnp.zeros((count, 0), jnp.int32) if signs is None else signs
+            ends = jnp.zeros((count, 4)) if boxes is None else boxes
+            at, ends = ((swapped(a) + 0.5) / side for a in (at, ends.reshape(count, 2, 2)))
+            boxed = jnp.full(count, boxes is not None)
+            prompt, there = self.prompt_encoder(at, kinds, ends, boxed)
+        dense = self._unmasked(image)
+        if masks is not None:
+            dense = self.prompt_encoder.mask_downscaling(masks).astype(image.dtype)
+        tokens, features = self.mask_decoder.look(image + dense, self._places(image), prompt, there)
+        made = _drawn(features, self.mask_decoder.kernels(tokens, 0))
+        return made, self.mask_decoder.quality(tokens)
+
+    def _image(self, slices: Float[Array, "n h w c"]) -> Float[Array, "n a b c"]:
         keeps = not self.remat or self.deterministic
         run = (lambda module, x: module(x)) if keeps else recomputed
-        image = self.image_encoder(slices, run)
-        nothing = self.prompt_encoder.no_mask_embed.weight[...].reshape(1, 1, 1, -1)
-        places = self.prompt_encoder.pe_layer.grid(image.shape[1:3])
-        return self.mask_decoder(image + nothing.astype(image.dtype), places)
+        return self.image_encoder(slices, run)
+
+    def _places(self, image: Float[Array, "n a b c"]) -> Float[Array, "1 t c"]:
+        return self.prompt_encoder.pe_layer.grid(image.shape[1:3])
+
+    def _unmasked(self, image: Float[Array, "n a b c"]) -> Float[Array, "1 1 1 c"]:
+        nothing = self.prompt_encoder.no_mask_embed.weight[...]
+        return nothing.reshape(1, 1, 1, -1).astype(image.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What ``nnx.view(model, deterministic=…)`` calls on its copy."""
@@ -170,16 +199,34 @@ class SAMAdapter(nnx.Module):
             names = [(f"/neck/{ours}$", f"/neck/{theirs}") for ours, theirs in neck.items()]
             more = TINY_VIT_NAMES if self.encoder == "tiny_vit" else SAM_VIT_NAMES
             return renamed(path, (*names, *more))
-        names = [
-            ("/up1$", "/output_upscaling/0"),
-            ("^mask_decoder/norm$", "mask_decoder/output_upscaling/1"),
-            ("/up2$", "/output_upscaling/3"),
-            *SAM_NAMES,
-        ]
-        # Theirs has one more, the first, for the single mask.
-        for i in reversed(range(len(self.mask_decoder.hypernetworks))):
-            names.append((f"/hypernetworks/{i}/", f"/output_hypernetworks_mlps/{i + 1}/"))
-        return renamed(path, names)
+        return renamed(path, SAM_NAMES)
+
+
+def _drawn(
+    features: Float[Array, "n a b c"], kernels: Float[Array, "n c k"]
+) -> Float32[Array, "n a b k"]:
+    """Logits of masks."""
+    return jnp.einsum("nhwc,nck->nhwk", features, kernels)
+
+
+def _check_prompts(count: int, side: int, **given: Array | None) -> None:
+    """Refuse prompts that do not fit ``count`` slices.
+
+    Raises:
+        ValueError: see `SAMAdapter.masks_and_quality`.
+    """
+    if (given["points"] is None) != (given["signs"] is None):
+        raise ValueError("sam_adapter: points and signs are given together or not at all")
+    points = 0 if given["points"] is None else given["points"].shape[1]
+    legal = {
+        "points": (count, points, 2),
+        "signs": (count, points),
+        "boxes": (count, 4),
+        "masks": (count, side // 4, side // 4),
+    }
+    for name, array in given.items():
+        if array is not None and array.shape != legal[name]:
+            raise ValueError(f"sam_adapter: {name} {array.shape}; expected {legal[name]}")
 
 
 def _encoder(

@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from touchstone_jax.layers.attention import LayerNorm, attend, dense
+from touchstone_jax.layers.attention import LayerNorm, attend, dense, gelu
 from touchstone_jax.layers.slices import cut, joined
 from touchstone_jax.models.sam import Adapter
-from touchstone_jax.models.tiny_vit import Neck, Run, gelu
+from touchstone_jax.models.tiny_vit import Neck, Run
 
 PATCH = 16
 """Pixels of a token's side."""

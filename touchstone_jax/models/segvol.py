@@ -8,20 +8,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Float32, Integer
 
 from touchstone_jax.layers import Triple, UpConv, triple
 from touchstone_jax.layers.attention import dense
 from touchstone_jax.models.clip_head import TextEmbedding
 from touchstone_jax.models.prompted import Asked, drawn_prompts, names_only
-from touchstone_jax.models.sam import (
-    SAM_NAMES,
-    Hypernetwork,
-    Positions,
-    Token,
-    TwoWay,
-    check_decoder,
-)
+from touchstone_jax.models.sam import check_decoder
+from touchstone_jax.models.sam_masks import SAM_NAMES, MaskDecoder, PromptEncoder
 from touchstone_jax.models.text import Source, read_embeddings
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import check, recomputed
@@ -31,51 +25,9 @@ NOT_ASKED = 0.0
 """Logit of organs that a window has no prompt for, the background's: in the mean over windows it
 leaves the sign to those that have one, and without any the background, as the first, is taken."""
 
-MASK_TOKENS = 4
-"""All are seen by the others; only the first makes a mask."""
-
-
-class PromptEncoder(nnx.Module):
-    """Points, boxes and names of one organ to tokens.
-
-    Args:
-        width: channels of a token.
-        shape: voxels of the volume in the network's order of axes.
-        rngs: initialisation.
-    """
-
-    def __init__(self, width: int, shape: Triple, rngs: nnx.Rngs) -> None:
-        self.pe_layer = Positions(3, width, rngs)
-        # Of negative and positive points, and of a box's two corners.
-        self.point_embeddings = nnx.List(Token(1, width, rngs) for _ in range(4))
-        self.not_a_point_embed = Token(1, width, rngs)
-        self.no_mask_embed = Token(1, width, rngs)
-        self.shape = shape
-
-    def __call__(
-        self, asked: Asked, text: Float[Array, "b c"]
-    ) -> tuple[Float[Array, "b t c"], Bool[Array, "b t"]]:
-        """Tokens, and which of them are there."""
-        negative, positive, low, high = (t.weight[...] for t in self.point_embeddings)
-        sign = asked.signs[..., None]
-        points = self._place(asked.points) + jnp.where(sign == 1, positive[None], negative[None])
-        corners = self._place(asked.boxes.reshape(-1, 2, 3))
-        corners = corners + jnp.concatenate([low, high])[None]
-        filler = self.not_a_point_embed.weight[...][None]
-        filler = jnp.broadcast_to(filler, (len(text), 1, text.shape[-1]))
-        there = asked.signs >= 0
-        # The original puts a point that is none behind points without a box.
-        alone = there.any(1) & ~asked.boxed
-        flags = [there, alone[:, None], *[asked.boxed[:, None]] * 2, asked.named[:, None]]
-        tokens = jnp.concatenate([points, filler, corners, text[:, None]], axis=1)
-        return tokens, jnp.concatenate(flags, axis=1)
-
-    def _place(self, points: Float[Array, "b n 3"]) -> Float[Array, "b n c"]:
-        """Of voxels (x, y, z)."""
-        places = points[..., ::-1] + 0.5
-        # The original divides the first coordinate by the second side, and the other way round.
-        h, w, d = self.shape
-        return self.pe_layer(places / jnp.asarray([w, h, d], jnp.float32).reshape(1, 1, 3))
+MASKS = 4
+"""That the decoder can make for a prompt: the first is SegVol's answer, the others are SAM's three
+for prompts that may mean several things."""
 
 
 class VolumeNorm(nnx.Module):
@@ -97,45 +49,32 @@ class VolumeNorm(nnx.Module):
         return (made + self.bias[...][None]).astype(x.dtype)
 
 
-class MaskDecoder(nnx.Module):
-    """The image's tokens and those of a prompt to a mask at a quarter of the tokens' patch."""
+class NamedMaskDecoder(MaskDecoder):
+    """A mask decoder to whose masks the organ's name is added.
+
+    Args:
+        width: channels of a token.
+        heads: of the attention.
+        hidden: channels inside the transformer's MLPs.
+        inside: channels inside the network that tells the masks' quality.
+        grid: of the image's tokens.
+        how: ``dtype`` and ``rngs``.
+    """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, grid: Triple, how: dict[str, Any]
+        self, width: int, heads: int, hidden: int, inside: int, grid: Triple, how: dict[str, Any]
     ) -> None:
-        rngs = how["rngs"]
-        self.transformer = TwoWay(width, heads, hidden, 2, how)
-        self.iou_token = Token(1, width, rngs)
-        self.mask_tokens = Token(MASK_TOKENS, width, rngs)
-        self.up1 = UpConv(width, width // 4, **how)
-        self.norm = VolumeNorm((*(2 * n for n in grid), width // 4))
-        self.up2 = UpConv(width // 4, width // 8, **how)
-        self.hypernetwork = Hypernetwork(width, width // 8, how)
-        self.txt_align_upscaled_embedding = dense(width, width // 8, rngs=rngs)
-        self.grid = grid
+        grow = (
+            UpConv(width, width // 4, **how),
+            VolumeNorm((*(2 * n for n in grid), width // 4)),
+            UpConv(width // 4, width // 8, **how),
+        )
+        super().__init__(width, MASKS, heads, hidden, inside, grow, how)
+        self.txt_align_upscaled_embedding = dense(width, width // 8, rngs=how["rngs"])
 
-    def __call__(
-        self,
-        image: Float[Array, "b s c"],
-        places: Float[Array, "1 s c"],
-        prompt: Float[Array, "b t c"],
-        there: Bool[Array, "b t"],
-        text: Float[Array, "b c"],
-        named: Bool[Array, " b"],
-    ) -> Float[Array, "b x y z"]:
-        """Logits; ``text`` counts where ``named``."""
-        b, own = len(image), 1 + MASK_TOKENS
-        tokens = jnp.concatenate([self.iou_token.weight[...], self.mask_tokens.weight[...]])
-        tokens = jnp.concatenate([jnp.broadcast_to(tokens[None], (b, *tokens.shape)), prompt], 1)
-        there = jnp.concatenate([jnp.ones((b, own), bool), there], axis=1)
-        places = jnp.broadcast_to(places, image.shape).astype(image.dtype)
-        tokens, image = self.transformer(tokens.astype(image.dtype), image, places, there)
-        made = self.norm(self.up1(image.reshape(b, *self.grid, -1)))
-        made = jax.nn.gelu(self.up2(jax.nn.gelu(made, approximate=False)), approximate=False)
-        weights = self.hypernetwork(tokens[:, 1]).astype(jnp.float32)
-        said = self.txt_align_upscaled_embedding(text)
-        weights = weights + jnp.where(named[:, None], said, 0)
-        return jnp.einsum("bxyzc,bc->bxyz", made.astype(jnp.float32), weights)
+    def said(self, text: Float[Array, "b c"], named: Bool[Array, " b"]) -> Float[Array, "b c8"]:
+        """What is added to the weights of each mask: of the name, 0 where it is not given."""
+        return jnp.where(named[:, None], self.txt_align_upscaled_embedding(text), 0)
 
 
 class SegVol(nnx.Module):
@@ -156,6 +95,7 @@ class SegVol(nnx.Module):
         hidden: channels inside its MLPs.
         decoder_heads: of the prompt's attention.
         decoder_hidden: channels inside its MLPs.
+        quality_hidden: channels inside the network that tells masks' quality.
         embeddings: vectors of the organs' names, for `touchstone_jax.models.text.read_embeddings`;
             None for its stand-in, with which this is not the published network.
         organs: names, in the order of the labels; None for the first of ``embeddings``.
@@ -173,11 +113,15 @@ class SegVol(nnx.Module):
     activation = "sigmoid"
     prompts: ClassVar[dict[str, int | None]] = dict.fromkeys(("organs", "points", "boxes"))
     divisor: ClassVar[Triple] = (1, 1, 1)
-    torch_ignored = (
-        rf"{VIT_UNUSED}|\.mask_downscaling\.|\.iou_prediction_head\."
-        r"|\.output_hypernetworks_mlps\.[1-3]\.|^text_encoder\.clip_text_model\."
+    # What the loss does not read, and only `masks_and_quality` does.
+    frozen = (
+        r"^(prompt_encoder/mask_downscaling/"
+        r"|mask_decoder/(iou_prediction_head|output_hypernetworks_mlps/[1-3])/)"
     )
-    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
+    torch_ignored = rf"{VIT_UNUSED}|^text_encoder\.clip_text_model\."
+    torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {
+        "quality_hidden": ("mask_decoder.iou_prediction_head.layers.0.weight", 0)
+    }
     torch_absent: ClassVar[tuple[type, ...]] = (TextEmbedding,)
 
     def __init__(
@@ -193,6 +137,7 @@ class SegVol(nnx.Module):
         hidden: int = 3072,
         decoder_heads: int = 8,
         decoder_hidden: int = 2048,
+        quality_hidden: int = 256,
         embeddings: Source = None,
         organs: Sequence[str] | None = None,
         aligned: bool = True,
@@ -200,7 +145,8 @@ class SegVol(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        check("segvol", dtype, layers=layers, hidden=hidden, decoder_hidden=decoder_hidden)
+        sizes = {"decoder_hidden": decoder_hidden, "quality_hidden": quality_hidden}
+        check("segvol", dtype, layers=layers, hidden=hidden, **sizes)
         check_decoder("segvol", width, decoder_heads)
         self.patch = triple(patch, "segvol: patch")
         turned, token = self.patch[::-1], triple(token, "segvol: token")[::-1]
@@ -210,9 +156,11 @@ class SegVol(nnx.Module):
         how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "rngs": rngs}
         vit: dict[str, Any] = {"width": width, "hidden": hidden, "layers": layers, "heads": heads}
         self.image_encoder = ViT(turned, token, in_channels, **vit, how=how)
-        self.prompt_encoder = PromptEncoder(width, turned, rngs)
+        self.prompt_encoder = PromptEncoder(3, width, how)
         grid = self.image_encoder.grid
-        self.mask_decoder = MaskDecoder(width, decoder_heads, decoder_hidden, grid, how)
+        self.mask_decoder = NamedMaskDecoder(
+            width, decoder_heads, decoder_hidden, quality_hidden, grid, how
+        )
         self.dim_align = dense(vectors.shape[1], width, rngs=rngs) if aligned else None
         self.text = TextEmbedding(jnp.asarray(vectors))
         self.remat, self.deterministic = remat, True
@@ -225,30 +173,119 @@ class SegVol(nnx.Module):
         Raises:
             ValueError: sides other than the patch.
         """
+        low = self._each(x, prompts, None, self._answer)
+        shape = (len(x), *self.patch[::-1], self.text.shape[0])
+        logits = jax.image.resize(jnp.moveaxis(low, 0, -1), shape, "trilinear")
+        return jnp.pad(jnp.swapaxes(logits, 1, 3), [(0, 0)] * 4 + [(1, 0)])
+
+    def masks_and_quality(
+        self,
+        x: Float[Array, "b x y z i"],
+        prompts: Mapping[str, Array] | None = None,
+        masks: Float[Array, "b u v w o"] | None = None,
+    ) -> tuple[Float32[Array, "b u v w o 4"], Float32[Array, "b o 4"]]:
+        """All four masks of each organ at a quarter of the tokens' patch, and their quality.
+
+        What "Segment Anything" can do beside SegVol's own answer (Kirillov et al. 2023, section 3
+        and appendix A): the first mask, enlarged, is that of the call; the others are for prompts
+        that may mean several things; masks may be prompts. SegVol's loss reads none of these three,
+        so they are as good as the weights that were read: in the published ones they were never
+        trained. A mask passes through two-dimensional layers, which is what the original stores,
+        slice by slice across z; the mean over a token's slices is its own.
+
+        Args:
+            x: image.
+            prompts: as of the call.
+            masks: logits (b, x / tx * 4, y / ty * 4, z / tz * 4, organs) for tokens of (tx, ty, tz)
+                voxels, e.g. the first masks of an earlier call. They refine what the prompts ask
+                for, and ask for nothing themselves. None for no masks.
+
+        Returns:
+            Logits (b, x / tx * 4, y / ty * 4, z / tz * 4, organs, 4), 0 where nothing is asked for,
+            and (b, organs, 4): what the network takes for each mask's intersection over union with
+            the truth.
+
+        Raises:
+            ValueError: sides other than the patch, or masks of another shape.
+        """
+        sides = tuple(4 * n for n in self.image_encoder.grid[::-1])
+        legal = (len(x), *sides, self.text.shape[0])
+        if masks is not None and masks.shape != legal:
+            raise ValueError(f"segvol: masks {masks.shape}; expected {legal}")
+        low, quality = self._each(x, prompts, masks, self._answers)
+        return jnp.moveaxis(jnp.swapaxes(low, 2, 4), 0, -2), jnp.moveaxis(quality, 0, 1)
+
+    def _answer(self, tokens: Array, features: Array, said: Array) -> Float[Array, "b z y x"]:
+        """Logits of SegVol's mask."""
+        network = self.mask_decoder.output_hypernetworks_mlps[0]
+        weights = network(tokens[:, 1]).astype(jnp.float32) + said
+        return jnp.einsum("bxyzc,bc->bxyz", features, weights)
+
+    def _answers(self, tokens: Array, features: Array, said: Array) -> tuple[Array, Array]:
+        """Logits (b, z, y, x, 4) of all masks, and their quality (b, 4)."""
+        weights = self.mask_decoder.kernels(tokens, 0) + said[..., None]
+        made = jnp.einsum("bxyzc,bck->bxyzk", features, weights)
+        return made, self.mask_decoder.quality(tokens)
+
+    def _each(
+        self,
+        x: Float[Array, "b x y z i"],
+        prompts: Mapping[str, Array] | None,
+        masks: Float[Array, "b u v w o"] | None,
+        read: Callable[[Array, Array, Array], Any],
+    ) -> Any:
+        """What ``read`` makes of each organ's tokens, features and name; organs come first."""
         if x.shape[1:4] != self.patch:
             raise ValueError(f"segvol: volume {x.shape[1:4]}; expected the patch {self.patch}")
-        organs = self.text.shape[0]
-        asked = names_only(len(x), organs) if prompts is None else Asked(**prompts)
-        run = recomputed if self.remat and not self.deterministic else lambda m, x: m(x)
+        asked = names_only(len(x), self.text.shape[0]) if prompts is None else Asked(**prompts)
+        recompute = self.remat and not self.deterministic
+        run = recomputed if recompute else lambda m, x: m(x)
         image, _ = self.image_encoder(jnp.swapaxes(x, 1, 3), run=run)
-        image = image + self.prompt_encoder.no_mask_embed.weight[...][None].astype(image.dtype)
+        unmasked = image + self.prompt_encoder.no_mask_embed.weight[...][None].astype(image.dtype)
         places = self.prompt_encoder.pe_layer.grid(self.image_encoder.grid)
+        grid = (len(x), *self.image_encoder.grid, image.shape[-1])
 
-        def mask(one: tuple[Asked, Array]) -> Array:
-            asked, text = one
+        def one(organ: tuple[Asked, Array, Array | None]) -> Any:
+            asked, text, mask = organ
             text = text[None] if self.dim_align is None else self.dim_align(text[None])
             text = jnp.broadcast_to(text, (len(x), text.shape[1]))
-            tokens, there = self.prompt_encoder(asked, text)
-            low = self.mask_decoder(image, places, tokens, there, text, asked.named)
-            return jnp.where(there.any(1)[:, None, None, None], low, NOT_ASKED)
+            tokens, there = self._prompt(asked, text)
+            seen = unmasked if mask is None else image + self._mask_tokens(mask, image.dtype)
+            made = self.mask_decoder.look(seen.reshape(grid), places, tokens, there)
+            found = read(*made, self.mask_decoder.said(text, asked.named))
+            known = there.any(1)
+            return jax.tree.map(
+                lambda a: jnp.where(known.reshape(-1, *[1] * (a.ndim - 1)), a, NOT_ASKED), found
+            )
 
-        if self.remat and not self.deterministic:
-            mask = jax.checkpoint(mask)
         by_organ = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), asked)
-        low = jnp.moveaxis(jax.lax.map(mask, (by_organ, self.text[...])), 0, -1)
-        shape = (len(x), *self.patch[::-1], organs)
-        logits = jax.image.resize(low, shape, "trilinear")
-        return jnp.pad(jnp.swapaxes(logits, 1, 3), [(0, 0)] * 4 + [(1, 0)])
+        by_mask = None if masks is None else jnp.moveaxis(masks, -1, 0)
+        mapped = jax.checkpoint(one) if recompute else one
+        return jax.lax.map(mapped, (by_organ, self.text[...], by_mask))
+
+    def _prompt(
+        self, asked: Asked, text: Float[Array, "b c"]
+    ) -> tuple[Float[Array, "b t c"], Bool[Array, "b t"]]:
+        """Tokens of one organ's points, box and name, and which of them are there."""
+        h, w, d = self.patch[::-1]
+
+        def placed(points: Float[Array, "b n 3"]) -> Float[Array, "b n 3"]:
+            # The original divides the first coordinate by the second side, and the other way round.
+            sides = jnp.asarray([w, h, d], jnp.float32).reshape(1, 1, 3)
+            return (points[..., ::-1] + 0.5) / sides
+
+        corners = placed(asked.boxes.reshape(-1, 2, 3))
+        tokens, there = self.prompt_encoder(placed(asked.points), asked.signs, corners, asked.boxed)
+        tokens = jnp.concatenate([tokens, text[:, None]], axis=1)
+        return tokens, jnp.concatenate([there, asked.named[:, None]], axis=1)
+
+    def _mask_tokens(self, mask: Float[Array, "b u v w"], dtype: Any) -> Float[Array, "b t c"]:
+        """What a mask adds to the image's tokens."""
+        b, slices = len(mask), jnp.moveaxis(mask, 3, 1)
+        slices = jnp.swapaxes(slices, 2, 3).reshape(-1, *mask.shape[2:0:-1])
+        made = self.prompt_encoder.mask_downscaling(slices)
+        made = made.reshape(b, -1, 4, *made.shape[1:]).mean(2)
+        return made.reshape(b, -1, made.shape[-1]).astype(dtype)
 
     def training_loss(
         self,
@@ -289,12 +326,5 @@ class SegVol(nnx.Module):
 
     def torch_name(self, path: str) -> str:
         """Name in SegVol's state dict of the module at our slash ``path``."""
-        names = (
-            ("^dim_align$", "text_encoder/dim_align"),
-            ("/up1$", "/output_upscaling/0"),
-            ("^mask_decoder/norm$", "mask_decoder/output_upscaling/1"),
-            ("/up2$", "/output_upscaling/3"),
-            ("/hypernetwork/", "/output_hypernetworks_mlps/0/"),
-        )
         vit = VIT_NAMES if path.startswith("image_encoder/") else SAM_NAMES
-        return renamed(path, (*names, *vit))
+        return renamed(path, (("^dim_align$", "text_encoder/dim_align"), *vit))

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-from touchstone_jax.layers.attention import LayerNorm, attend, dense
+from touchstone_jax.layers.attention import LayerNorm, attend, dense, gelu
 from touchstone_jax.layers.slices import FrozenNorm, cut, joined, slice_conv
 from touchstone_jax.models.sam import Adapter
 
 STRIDES = (2, 2, 1)
 """Of the mergings between the four stages."""
 
+CLASSES = 1000
+"""Of ImageNet."""
+
 Run = Callable[[nnx.Module, Array], Array]
-
-
-def gelu(x: Array) -> Array:
-    """The exact form."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 class ConvNorm(nnx.Module):
@@ -188,15 +185,26 @@ class TinyViT(nnx.Module):
                 merging = Bottleneck(width, widths[i + 1], widths[i + 1], how, stride=STRIDES[i])
             self.layers.append(Stage(blocks, merging))
         self.neck = Neck(last, outputs, how)
+        self.norm_head = LayerNorm(last, rngs=how["rngs"])
+        self.head = dense(last, CLASSES, rngs=how["rngs"])
 
     def __call__(
         self, x: Float[Array, "n h w i"], run: Run = lambda module, x: module(x)
     ) -> Float[Array, "n a b o"]:
         """See the class; ``run`` calls each block."""
+        return self.neck(self._tokens(x, run))
+
+    def classify(self, x: Float[Array, "n h w i"]) -> Float32[Array, "n 1000"]:
+        """Logits of what the picture shows, for which the encoder was made: classes of ImageNet."""
+        seen = self._tokens(x, lambda module, x: module(x)).astype(jnp.float32)
+        return self.head(self.norm_head(seen.mean((1, 2))))
+
+    def _tokens(self, x: Float[Array, "n h w i"], run: Run) -> Float[Array, "n a b l"]:
+        """After the last stage."""
         x = self.embed2(gelu(self.embed1(x)))
         for stage in self.layers:
             x = stage(x, run)
-        return self.neck(x)
+        return x
 
 
 class Neck(nnx.Module):
