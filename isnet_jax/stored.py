@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
         damage: tuple[type[Exception], ...] = (SafetensorError, ValueError)
         load: Callable[[Path], Mapping[str, np.ndarray]] = load_file
     else:
-        damage = (zipfile.BadZipFile, ValueError, EOFError, KeyError)
+        # RuntimeError: encrypted. MemoryError: a header promises more than the machine has.
+        damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError)
+        damage += (MemoryError,)
         load = _npz
     try:
         return load(path)
@@ -103,14 +106,15 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except ValueError:  # numpy's own words recommend to load it unsafely
-        raise ValueError("it holds no plain arrays; pickles are refused") from None
-    if not hasattr(found, "files"):
-        raise ValueError("it is a single array")
-    with found:
-        return dict(found)
+    with path.open("rb") as file:  # np.load would leave a damaged one open
+        try:
+            found = np.load(file, allow_pickle=False)
+        except ValueError:  # numpy's own words recommend to load it unsafely
+            raise ValueError("it holds no plain arrays; pickles are refused") from None
+        if not hasattr(found, "files"):
+            raise ValueError("it is a single array")
+        with found:
+            return dict(found)
 
 
 # ---------------------------------------------------------------- our own training

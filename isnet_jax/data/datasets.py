@@ -23,6 +23,9 @@ ARRAYS = ("image", "mask", "label")
 # Of "train" and "val": see `Splits`, `isnet_jax.methods.attended` and `isnet_jax.distill`.
 FURTHER = ("privileged", "attention", "teacher_value", "teacher_class", "teacher_epsilon")
 
+# RuntimeError: encrypted. MemoryError: a header promises more than the machine has.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError)
+
 
 def npz_folder(*, folder: str, num_classes: int) -> Splits:
     """Your own images and masks: train.npz, val.npz and any other *.npz, each a test split.
@@ -70,7 +73,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in file if key in (*ARRAYS, *FURTHER)}
             names = sorted(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (*_DAMAGE, OSError, ValueError) as error:
         raise ValueError(f"{path.name}: not a readable npz file ({error})") from error
     for key in ARRAYS:
         if key not in found:

@@ -141,7 +141,7 @@ def _foreground(folder: Path) -> Int16[np.ndarray, "n 4"]:
         raise FileNotFoundError(f"{folder.name}: {path} is missing; {_AGAIN}")
     try:
         found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError) as error:  # the last: a header that lies
         raise ValueError(f"{folder.name}: {path} cannot be read; {_AGAIN}") from error
     if found.dtype != np.int16 or found.ndim != 2 or found.shape[1] != 4:
         raise ValueError(f"{folder.name}: {path} is {found.dtype} {found.shape}; expected (n, 4)")
