@@ -22,7 +22,9 @@ from touchstone_jax.benchmark.analysis import Options, analyse
 from touchstone_jax.benchmark.metadata import read_metadata
 from touchstone_jax.benchmark.names import TOUCHSTONE_ORGANS
 from touchstone_jax.benchmark.reading import read_results
+from touchstone_jax.benchmark.rows import COLUMNS
 from touchstone_jax.benchmark.rows import write_csv as write_rows
+from touchstone_jax.benchmark.run import write_page, write_tables
 from touchstone_jax.benchmark.shift import Published, read_table, shift_rows
 from touchstone_jax.benchmark.submit import check
 
@@ -142,6 +144,30 @@ def test_two_folders_of_one_algorithm_and_no_folder_at_all(folder: Path, tmp_pat
 def test_a_spoilt_tidy_table(text: str, match: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     _refused(read_results, tmp_path / "t.csv", match=match)
+
+
+def test_names_that_look_like_places_are_names(tmp_path: Path) -> None:
+    """Nothing is written but files of known names in the folder that was asked for."""
+    rows = [
+        [metric, f"../../{algorithm}</script>", f"/../../{case}", organ, str(0.1 * case)]
+        for metric in ("dsc", "nsd")
+        for algorithm in "ab"
+        for case in range(6)
+        for organ in ("liver", "aorta")
+    ]
+    columns = ["metric", "algorithm", "case", "organ", "score"]
+    file = write_csv(tmp_path / "in" / "deep" / "t.csv", [columns, *rows])
+    analysis = analyse(read_results(file), options=Options(resamples=100, sizes=(5,)))
+    out = tmp_path / "out" / "deep"
+    out.mkdir(parents=True)
+    write_tables(analysis, out)
+    write_page(analysis, out, "../../t")
+    tables = {f"table_{m}{s}" for m in ("dsc", "nsd") for s in ("", "_common")}
+    named = {f"{t}.{end}" for t in tables for end in ("tex", "md")}
+    named |= {f"{name}.csv" for name in COLUMNS} | {"benchmark.json", "report.html"}
+    made = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {out / name for name in named} | {file}
+    assert (out / "report.html").read_text().count("</script>") == 1
 
 
 def test_unknown_names_and_empty_subsets(folder: Path) -> None:
