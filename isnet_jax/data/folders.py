@@ -173,21 +173,31 @@ def _of_classes(place: Path, names: Sequence[str], case: str) -> tuple[list[Path
 # ------------------------------------------------------------------------- a table of files
 
 
-def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header.
+def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line, column -> cell) of the rows of a CSV file with a header, in UTF-8.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a needed column is missing, or there is no row; names the file and the columns.
+      ValueError: no CSV file, a needed column is missing or there twice, a row of another length,
+        or no row; names the file, the line and the columns.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows, names = list(reader), reader.fieldnames or []
+    try:
+        # With utf-8-sig: the mark that spreadsheets write is no part of the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            names, rows = list(reader.fieldnames or ()), []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {reader.line_num}: expected {len(names)} cells")
+                rows.append((reader.line_num, row))
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise ValueError(f"{path.name}: no CSV file in UTF-8 ({error})") from error
     for name in needed:
-        if name not in names:
-            raise ValueError(f"{path.name}: no column {name!r}; found: {list(names)}")
+        if names.count(name) != 1:
+            how = "several columns" if name in names else "no column"
+            raise ValueError(f"{path.name}: {how} {name!r}; found: {names}")
     if not rows:
         raise ValueError(f"{path.name}: no rows")
     return rows
@@ -238,7 +248,7 @@ def csv_labels(
         path = Path(place)
         rows = read_table(path, (path_column, *labels))
         paths, values = [], []
-        for number, row in enumerate(rows, start=2):  # line 1 is the header
+        for number, row in rows:
             found = [_finding(row[name], name, path, number, uncertain) for name in labels]
             if not any(math.isnan(value) for value in found):
                 paths.append(below(root, row[path_column], f"{path.name}: line {number}"))

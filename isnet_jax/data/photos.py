@@ -51,7 +51,7 @@ def stanford_dogs(
     }
     arrays = {}
     for name, files in parts.items():
-        paths = [images / file for file in files]
+        paths = [below(images, file, f"Stanford Dogs: {name}_list.mat") for file in files]
         labels = np.asarray([label_of[file.split("/")[0]] for file in files], np.int32)
         own: Sequence[Path] | Sequence[Sequence[tuple]] | None
         if masks == "boxes":
@@ -81,7 +81,7 @@ def _listed(path: Path, label_of: dict[str, int]) -> list[str]:
         raise FileNotFoundError(f"Stanford Dogs: no file {path}")
     try:
         files = [str(row[0][0]) for row in loadmat(path)["file_list"]]
-    except (KeyError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"Stanford Dogs: {path.name}: no readable file_list ({error})") from None
     found = [file for file in files if file.split("/")[0] in label_of]
     if not found:
@@ -105,7 +105,7 @@ def _boxes(path: Path) -> list[tuple[float, float, float, float]]:
         boxes = [(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in found]
     except (ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"Stanford Dogs: {path}: no readable boxes ({error})") from None
-    if not boxes or not all(0 <= v <= 1 for box in boxes for v in box):
+    if not boxes or not all(0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 for x0, y0, x1, y1 in boxes):
         raise ValueError(f"Stanford Dogs: {path}: boxes {boxes}, expected one inside the image")
     return boxes
 
@@ -150,6 +150,8 @@ def celeba(
             if file not in values:
                 raise ValueError(f"CelebA: list_attr_celeba.txt has no line for {file}")
         labels = np.asarray([values[file] for file in files], np.float32)
+        if not files:
+            raise ValueError(f"CelebA: list_eval_partition.txt has no file of {name}")
         if len(attributes) == 1:
             labels = labels[:, 0].astype(np.int32)
         paths = [below(place, file, "CelebA: list_eval_partition.txt") for file in files]
@@ -161,7 +163,11 @@ def celeba(
 def _lines(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"CelebA: no file {path}")
-    return [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"CelebA: {path.name}: no text in UTF-8 ({error})") from error
+    return [line.split() for line in text.split("\n") if line.strip()]
 
 
 def _attributes(path: Path, wanted: Sequence[str]) -> dict[str, list[int]]:
@@ -181,14 +187,20 @@ def _attributes(path: Path, wanted: Sequence[str]) -> dict[str, list[int]]:
             raise ValueError(
                 f"CelebA: {path.name}: line {number}: expected a file and 1 or -1 each"
             )
+        if line[0] in found:
+            raise ValueError(f"CelebA: {path.name}: line {number}: {line[0]} twice")
         found[line[0]] = [int(line[i] == "1") for i in at]
     return found
 
 
 def _partition(path: Path) -> dict[str, list[str]]:
     parts: dict[str, list[str]] = {name: [] for name in _PARTITION.values()}
+    seen: set[str] = set()
     for number, line in enumerate(_lines(path), start=1):
         if len(line) != 2 or line[1] not in _PARTITION:
             raise ValueError(f"CelebA: {path.name}: line {number}: expected a file and 0, 1 or 2")
+        if line[0] in seen:
+            raise ValueError(f"CelebA: {path.name}: line {number}: {line[0]} twice")
+        seen.add(line[0])
         parts[_PARTITION[line[1]]].append(line[0])
     return parts

@@ -8,6 +8,7 @@ first met; an empty value is in no group.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,23 +123,35 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     found: dict[str, dict[str, str]] = {}
-    reader = csv.DictReader(text.splitlines(), delimiter=separator)
-    columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        key = _key(columns, path)
+        for cells in filter(None, reader):
+            where = f"metadata {path}:{reader.line_num}"
+            if len(cells) != len(columns):
+                raise ValueError(f"{where}: expected {len(columns)} cells, not {len(cells)}")
+            row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+            case = row[key]
+            if not case or case in found:
+                raise ValueError(f"{where}: {f'case {case!r} twice' if case else 'no case name'}")
+            found[case] = row
+    except csv.Error as error:
+        raise ValueError(f"metadata {path}:{reader.line_num}: no CSV file ({error})") from error
+    return found
+
+
+def _key(columns: list[str], path: Path) -> str:
+    """The column that names the case."""
     key = next((name for name in IDS if name in columns), None)
     if key is None:
         raise ValueError(
             f"metadata {path}: no column for the case ({', '.join(IDS)}); "
             f"columns: {', '.join(columns)}"
         )
-    reader.fieldnames = columns
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(f"metadata {path}:{reader.line_num}: expected {len(columns)} cells")
-        case = row[key].strip()
-        if case in found:
-            raise ValueError(f"metadata {path}:{reader.line_num}: case {case!r} twice")
-        found[case] = {name: text.strip() for name, text in row.items()}
-    return found
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"metadata {path}: column {twice[0]!r} twice; columns: {columns}")
+    return key
 
 
 def _group(family: str, text: str, path: Path, case: str) -> str | None:

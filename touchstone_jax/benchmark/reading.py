@@ -102,7 +102,7 @@ def read_scores(file: Path) -> tuple[tuple[str, ...], dict[str, dict[str, float]
         ValueError: no column "name", an unknown organ, a column or a case twice, a row of another
             length, or a score that is no number in 0..1.
     """
-    rows = _rows(file)
+    rows = csv_rows(file)
     _, header = next(rows, (0, []))
     if "name" not in header:
         raise ValueError(f"{file}: missing column 'name' (the cases); columns: {', '.join(header)}")
@@ -127,8 +127,12 @@ def read_scores(file: Path) -> tuple[tuple[str, ...], dict[str, dict[str, float]
     return organs, found
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of a CSV file without its empty lines."""
+def csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of a CSV file without its empty lines.
+
+    Raises:
+        ValueError: it is not in UTF-8, or quotes do not fit.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
@@ -144,7 +148,7 @@ def _score(text: str, where: str) -> float | None:
     if not text or text.lower() == "nan":
         return None
     try:
-        score = float(text)
+        score = float(text if "_" not in text else "")  # Python takes 0_9 for a number
     except ValueError:
         raise ValueError(f"{where}: {text!r} is no number") from None
     if not 0 <= score <= 1 or math.isnan(score):
@@ -157,10 +161,12 @@ def _score(text: str, where: str) -> float | None:
 
 
 def _read_tidy(file: Path) -> dict[str, Table]:
-    rows = _rows(file)
+    rows = csv_rows(file)
     _, header = next(rows, (0, []))
     if absent := [name for name in TIDY if name not in header]:
         raise ValueError(f"{file}: missing column {absent[0]!r}; expected {', '.join(TIDY)}")
+    if len(set(header)) < len(header):
+        raise ValueError(f"{file}: columns {', '.join(header)}; expected each once")
     places = [header.index(name) for name in TIDY]
     tables: dict[str, Table] = {}
     seen: set[tuple[str, ...]] = set()

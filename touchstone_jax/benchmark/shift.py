@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from touchstone_jax.benchmark.names import AVERAGE, MACRO, METRICS, ORGANS
+from touchstone_jax.benchmark.reading import csv_rows
 from touchstone_jax.benchmark.rows import Row
 from touchstone_jax.benchmark.table import Estimates
 from touchstone_jax.legal import unknown
@@ -51,23 +51,29 @@ def read_table(path: str | Path) -> Published:
     The ``tables.csv`` of another run is one; so is a table copied from a paper.
 
     Raises:
-        ValueError: a missing column, an unknown metric or organ, a mean outside 0..1, a row twice.
+        ValueError: no CSV file, a missing column, a row of another length, an unknown metric or
+            organ, a mean outside 0..1, a row twice.
     """
     path, means = Path(path), {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        for name in ("metric", "algorithm", "organ", "mean"):
-            if name not in (reader.fieldnames or ()):
-                raise ValueError(f"{path}: missing column {name!r}")
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            for what, legal in (("metric", METRICS), ("organ", (*ORGANS, AVERAGE, MACRO))):
-                if row[what] not in legal:
-                    raise ValueError(f"{where}: {unknown(what, row[what], legal)}")
-            key = (row["metric"], row["algorithm"], row["organ"])
-            if key in means:
-                raise ValueError(f"{where}: {', '.join(key)} twice")
-            means[key] = (_number(row["mean"], where), _number(row.get("n"), where, most=np.inf))
+    rows = csv_rows(path)
+    _, header = next(rows, (0, []))
+    for name in ("metric", "algorithm", "organ", "mean"):
+        if header.count(name) != 1:
+            raise ValueError(
+                f"{path}: {'two columns' if name in header else 'missing column'} {name!r}"
+            )
+    for line, cells in rows:
+        where = f"{path}:{line}"
+        if len(cells) != len(header):
+            raise ValueError(f"{where}: {len(cells)} cells; expected {len(header)}")
+        row = dict(zip(header, cells, strict=True))
+        for what, legal in (("metric", METRICS), ("organ", (*ORGANS, AVERAGE, MACRO))):
+            if row[what] not in legal:
+                raise ValueError(f"{where}: {unknown(what, row[what], legal)}")
+        key = (row["metric"], row["algorithm"], row["organ"])
+        if key in means:
+            raise ValueError(f"{where}: {', '.join(key)} twice")
+        means[key] = (_number(row["mean"], where), _number(row.get("n"), where, most=np.inf))
     return Published(means, {})
 
 

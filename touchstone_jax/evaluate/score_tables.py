@@ -54,13 +54,21 @@ def read_scores(path: str | Path) -> list[Score]:
     """What `write_scores` wrote.
 
     Raises:
-        ValueError: another header, or a cell that is no number.
+        ValueError: no CSV file in UTF-8, another header, a row of another length, or a cell that
+            is no number.
     """
     with Path(path).open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: columns {rows.fieldnames}; expected {', '.join(COLUMNS)}")
-        return [_score(row) for row in rows]
+        rows, found = csv.DictReader(file, strict=True), []
+        try:
+            if tuple(rows.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"columns {rows.fieldnames}; expected {', '.join(COLUMNS)}")
+            for row in rows:
+                if None in row or None in row.values():
+                    raise ValueError(f"expected {len(COLUMNS)} cells")
+                found.append(_score(row))
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+    return found
 
 
 def write_touchstone(
