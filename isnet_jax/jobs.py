@@ -112,6 +112,8 @@ class ExplainImages:
         FileNotFoundError: images, weights or names that are not there.
     """
 
+    places = ("images",)
+
     def __init__(
         self,
         *,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from isnet_jax import draw as pictures
 from isnet_jax.data import TRAIN, VAL, Splits, as_dataset, load
+from isnet_jax.data.identity import identity
 from isnet_jax.legal import check
 from isnet_jax.methods import METHODS, Setting, create
 from isnet_jax.predictions import Predictions
@@ -92,7 +93,7 @@ class MaskedClassifier:
     ) -> None:
         check("method", method, METHODS)
         self._optimizer = optimizer
-        self._data = _loaded(data)
+        self._data, self._asked = _loaded(data), data
         self.test_splits = self._data.test
         fields = {"weight": weight, "strategy": strategy, "deep": deep, "deep_decay": deep_decay}
         self._method = create(
@@ -116,6 +117,11 @@ class MaskedClassifier:
                     f"method {method!r} needs {name!r}, which {data.get('source')!r} does not "
                     f"give; it has {sorted(train)}"
                 )
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """{"data": what it is, wherever it lies}, by `isnet_jax.data.identity`."""
+        return {"data": identity(self._asked)}
 
     def dataset(self, split: str) -> grain.MapDataset:
         """Items {"image" (h, w, c), "label" () or (k,), maybe "mask" (h, w, 1)}, in order.

@@ -147,13 +147,13 @@ def _train(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
     _needs_task(options, leaves)
     for leaf in leaves:
         refuse_changes(leaf, resume=True, force=options.force)
-    if finished(workdir, leaves):
+    if not options.force and finished(workdir, leaves):
         print(f"finished: every run in {workdir} is at its last step; nothing to do")
         print((workdir / "table.md").read_text(encoding="utf-8"), end="")
         return 0
     from launch import verbs
 
-    return verbs.train(leaves, workdir, options.profile or 0)
+    return verbs.train(leaves, workdir, options.profile or 0, force=options.force)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:

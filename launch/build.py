@@ -14,6 +14,7 @@ from launch.card import Leaf
 from launch.experiment import REFUSALS, Experiment, SetupError, Task, told, unknown_key
 from launch.keywords import check_types, parameters
 from launch.optimize import optimizer
+from launch.workdir import refuse_other_data
 
 
 def named(section: Mapping[str, Any], key: str, offers: str) -> tuple[Any, dict[str, Any]]:
@@ -86,12 +87,38 @@ def make_task(experiment: Experiment) -> Task:
     return task
 
 
-def make_tasks(leaves: Sequence[Leaf]) -> dict[str, Task]:
-    """One task a run (its seeds share it), all of them before anything is trained."""
+def make_inferring(experiment: Experiment, identity: Mapping[str, Any]) -> Task:
+    """The task that predicts from a checkpoint, which says the `identity` of its data.
+
+    Without these data, if the task can do without them.
+
+    Raises:
+        SetupError: as `make_task`.
+    """
+    cls = found(experiment.task, "task", "step")
+    instead = {k: v for k, v in identity.items() if k in getattr(cls, "infers_from", ())}
+    if not instead:
+        return make_task(experiment)
+    rest = {k: v for k, v in experiment.task.items() if k not in instead}
+    _, keywords = named(rest, "task", "step")
+    try:
+        updates = optimizer(experiment.optimizer, experiment.steps)
+        return cls(optimizer=updates, **keywords, **instead)
+    except REFUSALS as error:
+        raise SetupError(f"{cls.__name__}: {told(error)}") from error
+
+
+def make_tasks(leaves: Sequence[Leaf], *, force: bool = False) -> dict[str, Task]:
+    """One task a run (its seeds share it), all of them before anything is trained.
+
+    Raises:
+        SetupError: as `make_task`; without `force` also of a leaf trained on other data.
+    """
     tasks: dict[str, Task] = {}
     for leaf in leaves:
         if leaf.run not in tasks:
             tasks[leaf.run] = make_task(leaf.experiment)
+        refuse_other_data(leaf, tasks[leaf.run], force=force)
     return tasks
 
 

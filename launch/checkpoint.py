@@ -59,9 +59,15 @@ class Store:
     """The checkpoints of a leaf folder. Saving is asynchronous; `close` waits for it."""
 
     def __init__(
-        self, folder: Path, settings: experiment.Checkpoint, config: Mapping[str, Any]
+        self,
+        folder: Path,
+        settings: experiment.Checkpoint,
+        config: Mapping[str, Any],
+        identity: Mapping[str, Any] = {},
     ) -> None:
+        """`config` and the `identity` of the data are stored with each checkpoint."""
         self.folder, self.settings, self.config = folder, settings, config
+        self.identity = dict(identity)
         place = (folder / "checkpoints").absolute()
         _tell_unfinished(place)
         steps, unsound = _steps(place), _unsound(place)
@@ -89,6 +95,7 @@ class Store:
         ranked = {best: float(scores[best])} if best and scores else None
         versions = {name: version(name) for name in _NAMED}
         meta = {"step": step, "metrics": ranked, "config": self.config, "versions": versions}
+        meta["identity"] = self.identity
         meta["checksums"] = checksums(state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, metrics=ranked, force=True)

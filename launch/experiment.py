@@ -358,6 +358,10 @@ class Task(Protocol):
     """The structure that launch asks of the class named by `config.task.name`; no base class.
 
     Optional, used when present:
+        identity: keyword -> JSON value that tells what the data are which the keyword says where to
+            find. Equal values are the same data, so that a work folder or its data may be moved.
+        infers_from: names of keywords for which the constructor takes that value in place of the
+            data, for a task that only predicts.
         prepare(state, batches) -> state: once, when a run starts from scratch (not on resume);
             `batches(step)` is the device batch of a training step.
         inference(state) -> what `export` writes: {"function": pure (weights, x) -> array,

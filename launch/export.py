@@ -26,7 +26,7 @@ from launch.evaluate import preferred
 from launch.experiment import SetupError, Task
 from launch.model_card import model_card
 from launch.train import abstract_state
-from launch.workdir import results, write_json
+from launch.workdir import refuse_other_data, results, write_json
 
 WEIGHTS, PROGRAM, ABOUT = "weights.safetensors", "model.stablehlo", "export.json"
 CARD, LOADER = "README.md", "model.py"
@@ -52,6 +52,7 @@ def export(leaves: Sequence[Leaf], card: Path, licence: str | None) -> int:
     for leaf in leaves:
         mesh = meshes.alone()
         task = make_task(leaf.experiment)
+        refuse_other_data(leaf, task)
         if not hasattr(task, "inference"):
             raise SetupError(
                 f"config.task.name = {leaf.experiment.task['name']!r} has no inference: "

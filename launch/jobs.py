@@ -18,14 +18,22 @@ import jax
 
 from launch import cluster
 from launch import mesh as meshes
-from launch.build import keep_compiled_programs, make_task, named
+from launch.build import keep_compiled_programs, make_inferring, named
 from launch.card import Leaf, plain
 from launch.cases import DONE, FAILED, Record, Row, check_names, is_done, run_cases
 from launch.checkpoint import choose
 from launch.evaluate import chosen, preferred
 from launch.experiment import REFUSALS, SetupError, State, Task, told
 from launch.record import bar
-from launch.workdir import dotted, lock, no_space, read_json, refuse_changes, write_json
+from launch.workdir import (
+    dotted,
+    lock,
+    no_space,
+    read_json,
+    refuse_changes,
+    stored_identity,
+    write_json,
+)
 
 
 class Job(Protocol):
@@ -38,9 +46,12 @@ class Job(Protocol):
     Optional, used when present:
         fingerprint(case) -> str: a hash of what the case's result depends on besides the job's
             keywords, e.g. size and time of its files; a case whose hash has changed is run again.
-        restore(task, state): launch builds `config.task`, restores the checkpoint from --workdir
-            that `evaluate` would take and hands over both, before the first case. The state is on
-            the first device of this process.
+        places: names of keywords that say where the files of `fingerprint` are. They may be others
+            at the next start, as long as all cases that are done find the same there.
+        restore(task, state): launch builds `config.task` (without its data if it can, see
+            `launch.experiment.Task.infers_from`), restores the checkpoint from --workdir that
+            `evaluate` would take and hands over both, before the first case. The state is on the
+            first device of this process.
         finish(rows, folder): once, after all cases, on host 0: files about all of them.
     """
 
@@ -123,7 +134,8 @@ def _checkpoint(job: Any, leaves: Sequence[Leaf], verb: str) -> int | None:
 def _restore(job: Any, leaf: Leaf) -> None:
     # One device: the loop has no collectives, and a replicated program would run on all of them.
     mesh = meshes.alone()
-    task = make_task(leaf.experiment)
+    step = choose(leaf.folder, preferred(leaf))
+    task = make_inferring(leaf.experiment, stored_identity(leaf.folder, step))
     state, _ = chosen(leaf, task, mesh)
     try:
         job.restore(task, state)
@@ -131,30 +143,53 @@ def _restore(job: Any, leaf: Leaf) -> None:
         raise SetupError(f"{type(job).__name__}: {told(error)}") from error
 
 
-def _agree(folder: Path, record: Record, asked: Mapping[str, Any], *, force: bool) -> None:
-    """Keep cases of another config out of the folder.
+def _agree(
+    job: Any, cases: Sequence[str], record: Record, asked: Mapping[str, Any], *, force: bool
+) -> None:
+    """Keep cases of another config out of the record's folder.
 
     Raises:
         SetupError: there are some, and no --force; the message names every key that differs.
     """
     if force:
         record.forget()
-    file = folder / "job.json"
+    file = record.folder / "job.json"
     old = read_json(file)
     if isinstance(old, dict) and any(row["status"] == DONE for row in record.rows.values()):
         before, after = dotted(old), dotted(asked)
-        differ = [
-            f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
+        differ = {
+            key: f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
             for key in sorted(before.keys() | after.keys())
             if before.get(key, "absent") != after.get(key, "absent")
-        ]
-        if differ:
+        }
+        places = {key for key in differ if _names_a_place(job, key)}
+        other = _other_case(job, cases, record) if places else ""
+        told = [text for key, text in differ.items() if other or key not in places]
+        if told:
             raise SetupError(
-                f"{folder} was made with another config ({'; '.join(differ)}): use another "
-                "--workdir, or --force to do its cases again"
+                f"{record.folder} was made with another config ({'; '.join(told)}{other}): use "
+                "another --workdir, or --force to do its cases again"
             )
     if jax.process_index() == 0:
         write_json(file, asked)
+
+
+def _names_a_place(job: Any, key: str) -> bool:
+    """Whether "jobs.VERB.KEY" is of the keywords in `Job.places`."""
+    parts = key.split(".")
+    return parts[0] == "jobs" and parts[2] in getattr(job, "places", ())
+
+
+def _other_case(job: Any, cases: Sequence[str], record: Record) -> str:
+    """Which case that is done is another one at the new place, or is not there; "" if none."""
+    for case, row in record.rows.items():
+        if row["status"] != DONE:
+            continue
+        if case not in cases:
+            return f", where {case} is not"
+        if not is_done(job, case, record):
+            return f", where {case} is another"
+    return ""
 
 
 # ------------------------------------------------------------------------- what is shown
@@ -250,7 +285,7 @@ def run(leaves: Sequence[Leaf], workdir: Path, verb: str, *, force: bool = False
         record = Record(folder, process=jax.process_index(), count=jax.process_count())
         with contextlib.closing(record):
             asked = {"jobs": {verb: plain(leaf.experiment.jobs[verb])}, "checkpoint": step}
-            _agree(folder, record, asked, force=force)
+            _agree(job, cases, record, asked, force=force)
             return _run(job, cases, record, leaf, verb, restores=step is not None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.card import Leaf
 from launch.experiment import REFUSALS, SetupError, told
-from launch.workdir import claim, lock
+from launch.workdir import claim, identity, lock
 
 TABLE = "touchstone_jax.models.catalogue:table"
 """Of nothing -> text."""
@@ -70,8 +70,9 @@ def convert(leaves: Sequence[Leaf], options: argparse.Namespace) -> int:
     except REFUSALS as error:
         raise SetupError(told(error)) from error
     with lock(Path(options.workdir), "conversion"):
-        claim(leaf)
-        with contextlib.closing(Store(leaf.folder, leaf.experiment.checkpoint, leaf.config)) as to:
+        claim(leaf, task)
+        store = Store(leaf.folder, leaf.experiment.checkpoint, leaf.config, identity(task))
+        with contextlib.closing(store) as to:
             to.save(0, jax.device_put(state, shardings), {})
     print(f"{said}; checkpoint 0 is in {leaf.folder / 'checkpoints'}")
     return 0

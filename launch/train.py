@@ -22,7 +22,7 @@ from launch.record import Recorder
 from launch.spatial import refuse_small_maps
 from launch.stream import Stream, feeder
 from launch.watchdog import Watchdog
-from launch.workdir import write_json
+from launch.workdir import identity, write_json
 
 # Initialisation draws from a step that is never reached.
 INIT = 2**32 - 1
@@ -182,7 +182,9 @@ def train(
         # What the task can refuse, it refuses before anything is computed.
         stream = Stream(task.dataset("train"), leaf.seed, experiment.batch_size, mesh)
         placed = abstract_state(task, mesh, experiment.mesh.rules)
-        store = stack.enter_context(Store(leaf.folder, experiment.checkpoint, leaf.config))
+        store = stack.enter_context(
+            Store(leaf.folder, experiment.checkpoint, leaf.config, identity(task))
+        )
         update = compile_step(task, placed, stream, mesh) if store.newest() < steps else None
         state, first = start(task, leaf, placed, stream, mesh, store)
         if first >= steps:

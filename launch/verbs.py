@@ -28,7 +28,7 @@ COUNT = 6  # items in the grid of heatmaps
 
 
 def _prepare(
-    leaves: Sequence[Leaf], *, trains: bool = False
+    leaves: Sequence[Leaf], *, trains: bool = False, force: bool = False
 ) -> tuple[dict[str, Task], jax.sharding.Mesh]:
     # orbax warns of its own defaults, and logs with pages of traceback what it raises as well.
     for name in ("absl", "asyncio"):
@@ -45,7 +45,7 @@ def _prepare(
                 f"config.batch_size = {leaf.experiment.batch_size} must be a multiple of the "
                 f"{meshes.row_parts(mesh)} devices along config.mesh data and fsdp"
             )
-    return make_tasks(leaves), mesh
+    return make_tasks(leaves, force=force), mesh
 
 
 def show_table(
@@ -86,15 +86,15 @@ class _Failures:
             (leaf.folder / "error.txt").write_text(told, encoding="utf-8")
 
 
-def train(leaves: Sequence[Leaf], workdir: Path, profile: int = 0) -> int:
+def train(leaves: Sequence[Leaf], workdir: Path, profile: int = 0, *, force: bool = False) -> int:
     """Train and evaluate every leaf, print the table, draw the heatmaps; the exit code.
 
-    `profile` steps of every training are recorded.
+    `profile` steps of every training are recorded. `force` goes on with other data.
 
     Raises:
         SetupError: whatever the user must put right first.
     """
-    tasks, mesh = _prepare(leaves, trains=True)
+    tasks, mesh = _prepare(leaves, trains=True, force=force)
     with lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         try:
             with Preemption() as preemption:
@@ -117,7 +117,7 @@ def _train(
     for leaf in leaves:
         try:
             if jax.process_index() == 0:
-                claim(leaf)
+                claim(leaf, tasks[leaf.run])
             train_leaf(leaf, tasks[leaf.run], mesh, preemption, profile)
             preemption.stop(f"{leaf.label}: stopped after its last step")
             if cluster.first_says(results(leaf) is None):

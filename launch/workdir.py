@@ -9,12 +9,12 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.card import Leaf
-from launch.experiment import SetupError
+from launch.card import Leaf, plain
+from launch.experiment import SetupError, Task
 
 # These cannot change what is learnt or scored, so a run may go on with other values.
 FREE = (
@@ -111,11 +111,23 @@ def trained(folder: Path) -> int:
 def stored_config(leaf: Leaf) -> dict[str, Any] | None:
     """The config that the leaf was trained with: its config.json, else its newest checkpoint's."""
     found = read_json(leaf.folder / "config.json")
-    if isinstance(found, dict):
-        return found
-    meta = leaf.folder / "checkpoints" / str(trained(leaf.folder)) / "meta" / "metadata"
+    return found if isinstance(found, dict) else _of_checkpoint(leaf.folder, "config")
+
+
+def stored_identity(folder: Path, step: int | None = None) -> dict[str, Any]:
+    """What the data were that a checkpoint of a leaf folder was trained on, `Task.identity`.
+
+    Of the newest without a `step`; {} if it does not say.
+    """
+    return _of_checkpoint(folder, "identity", step) or {}
+
+
+def _of_checkpoint(folder: Path, key: str, step: int | None = None) -> dict[str, Any] | None:
+    name = str(trained(folder) if step is None else step)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads(meta.read_text(encoding="utf-8"))["config"]
+        meta = (folder / "checkpoints" / name / "meta" / "metadata").read_text(encoding="utf-8")
+        found = json.loads(meta)[key]
+        return found if isinstance(found, dict) else None
     return None
 
 
@@ -128,12 +140,17 @@ def dotted(values: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changes(old: Mapping, new: Mapping, *, grow: bool = True) -> list[str]:
+def changes(
+    old: Mapping, new: Mapping, *, grow: bool = True, places: Collection[str] = ()
+) -> list[str]:
     """Tell `key: old -> new` for every key that matters and differs.
 
-    With `grow`, `steps` may be more than before, where the schedule does not depend on it.
+    With `grow`, `steps` may be more than before, where the schedule does not depend on it. The
+    task's keywords in `places` say where data are: what is there counts, see `refuse_other_data`.
     """
-    before, after, told = dotted(old), dotted(new), []
+    apart = {"task": {k: v for k, v in old.get("task", {}).items() if k not in places}}
+    now = {"task": {k: v for k, v in new.get("task", {}).items() if k not in places}}
+    before, after, told = dotted({**old, **apart}), dotted({**new, **now}), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
         same = a == b or repr(a) == repr(b)  # NaN is what it was
@@ -159,7 +176,7 @@ def refuse_changes(leaf: Leaf, *, resume: bool = False, force: bool = False) -> 
     old = stored_config(leaf)
     if old is None or trained(leaf.folder) < 0 or force:
         return
-    told = changes(old, leaf.config, grow=resume)
+    told = changes(old, leaf.config, grow=resume, places=stored_identity(leaf.folder))
     if told:
         way = ", or --force to go on with the new one" if resume else " or the run's own values"
         raise SetupError(
@@ -168,10 +185,47 @@ def refuse_changes(leaf: Leaf, *, resume: bool = False, force: bool = False) -> 
         )
 
 
-def claim(leaf: Leaf) -> None:
-    """Make the leaf's folder and store its config there; drop results of another config."""
-    old = stored_config(leaf)
-    if old is not None and changes(old, leaf.config):
+def refuse_other_data(leaf: Leaf, task: Task, *, force: bool = False) -> None:
+    """Refuse to use saved state with other data than its own, unless `force`.
+
+    Where they lie does not count, so that work folder and data may be moved.
+
+    Raises:
+        SetupError: it names the keyword, its value and what of the data differs.
+    """
+    told = [] if force else _other_data(leaf, task)
+    if told:
+        raise SetupError(
+            f"{leaf.folder} was trained on other data ({'; '.join(told)}): name those, use another "
+            "--workdir, or train with --force to go on with these"
+        )
+
+
+def _other_data(leaf: Leaf, task: Task) -> list[str]:
+    old, new, told = stored_identity(leaf.folder), identity(task), []
+    for name in old.keys() & new.keys():
+        before, after = dotted({"": old[name]}), dotted({"": new[name]})
+        differ = [
+            f"{key.lstrip('.') or 'it'} was {before.get(key, 'absent')!r}, is "
+            f"{after.get(key, 'absent')!r}"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key, "absent") != after.get(key, "absent")
+        ]
+        if differ:
+            value = leaf.config["task"].get(name, "the default")
+            told.append(f"config.task.{name} = {value!r}: {', '.join(differ)}")
+    return told
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """What `Task.identity` says, as plain JSON values; {} of a task without."""
+    return plain(getattr(task, "identity", {}))
+
+
+def claim(leaf: Leaf, task: Task) -> None:
+    """Make the leaf's folder and store its config there; drop results of another config or data."""
+    old, places = stored_config(leaf), stored_identity(leaf.folder)
+    if old is not None and (changes(old, leaf.config, places=places) or _other_data(leaf, task)):
         (leaf.folder / "results.json").unlink(missing_ok=True)
     leaf.folder.mkdir(parents=True, exist_ok=True)
     write_json(leaf.folder / "config.json", leaf.config)
@@ -207,5 +261,5 @@ def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
 
 def _as_trained(leaf: Leaf) -> bool:
     """False where --force goes on with another config: the old results are not its own."""
-    old = stored_config(leaf)
-    return old is not None and not changes(old, leaf.config)
+    old, places = stored_config(leaf), stored_identity(leaf.folder)
+    return old is not None and not changes(old, leaf.config, places=places)

@@ -50,6 +50,8 @@ class Verify(OverCases):
         ValueError: an unknown layout, scheme or way of fingerprints, or an ambiguous data set.
     """
 
+    places = ("data",)
+
     def __init__(
         self,
         data: str,
@@ -125,6 +127,8 @@ class Prepare(OverCases):
         FileNotFoundError: no such folder, no case in it, or no such plan.
         ValueError: an unknown or illegal value, or a plan for other labels.
     """
+
+    places = ("data", "plan")
 
     def __init__(
         self,

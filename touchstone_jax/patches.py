@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,15 +54,31 @@ class PreparedSet:
         """Names of the labels 1, 2, …"""
         return scheme(self.plan.labels).classes
 
+    def identity(self) -> dict[str, Any]:
+        """What the data are, wherever they lie, as plain JSON: the plan, and a hash of the cases.
 
-def read_set(folder: str | Path) -> PreparedSet:
-    """The data set that `prepare` left in a folder.
+        Of each case its id, its description (which has hashes of the CT's and its labels' files)
+        and the size of its list of voxels are hashed. Raises OSError if they cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for case in self.cases:
+            folder = self.folder / case
+            listed = (folder / "foreground.npy").stat().st_size
+            digest.update(f"{case}/{listed}/".encode() + (folder / "meta.json").read_bytes())
+        told = {"cases": len(self.cases), "digest": digest.hexdigest()}
+        return {"plan": self.plan.to_json(), **told}
+
+
+def read_set(place: str | Path | Mapping[str, Any]) -> PreparedSet:
+    """The data set that `prepare` left in a folder; of a `PreparedSet.identity` one of no cases.
 
     Raises:
         FileNotFoundError: no ``dataset.json``, or a case's folder is missing.
-        ValueError: ``dataset.json`` is damaged.
+        ValueError: ``dataset.json`` is damaged, or the identity has no plan.
     """
-    folder = Path(folder)
+    if isinstance(place, Mapping):
+        return PreparedSet(Path(), Plan.from_json(place.get("plan"), "data"), ())
+    folder = Path(place)
     file = folder / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(f"data {str(folder)!r} holds no dataset.json: run `prepare` first")

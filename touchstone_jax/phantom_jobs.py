@@ -34,6 +34,8 @@ class PreparePhantoms(Prepare):
         TypeError: a keyword that `Prepare` or `write_dataset` does not take.
     """
 
+    places = ("folder",)
+
     def __init__(
         self,
         folder: str,

@@ -67,6 +67,8 @@ class Predict:
         ValueError: an unknown or illegal value, or an ambiguous data set.
     """
 
+    places = ("data", "prompts")
+
     def __init__(
         self,
         data: str,

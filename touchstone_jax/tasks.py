@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -54,7 +54,7 @@ class Segmenter:
 
     Args:
         optimizer: optax transformation.
-        data: folder that `prepare` made.
+        data: folder that `prepare` made; or an `identity`, for a task that only predicts.
         model: ``name`` and arguments of `touchstone_jax.models.create`. Kernels and strides that
             are not given follow from the plan's spacing and the patch, `touchstone_jax.models.
             topology`, and so do widths: 32, 64, … 320. Names of organs are those of the labels.
@@ -79,11 +79,13 @@ class Segmenter:
         FileNotFoundError: the data folder or a case in it is missing.
     """
 
+    infers_from = ("data",)
+
     def __init__(
         self,
         *,
         optimizer: optax.GradientTransformation,
-        data: str,
+        data: str | Mapping[str, Any],
         model: Mapping[str, Any] = {"name": "unet"},
         patch: int | Sequence[int] | None = None,
         margin: int | Sequence[int] = 0,
@@ -110,16 +112,21 @@ class Segmenter:
         )
         self._loss: dict[str, Any] = {"loss": loss, "batch": batch_dice, "smooth": smooth}
         self._draws: dict[str, Any] = {"foreground": foreground, "seed": seed}
-        self._train, self._val = split_cases(
-            self._set.cases, tuple(validation_cases) or validation, seed=seed
-        )
+        cases, held = self._set.cases, tuple(validation_cases) or validation
+        self._train, self._val = split_cases(cases, held, seed=seed) if cases else ((), ())
         self._per_case = {TRAIN: per_case, VAL: val_patches}
         self.val_split = VAL if self._val else None
         self.test_splits = (TILES,) if self._val else ()
         self._graphs = self._programs(model)
         every = all(jax.tree.leaves(self._trained))
         self._optimizer = optimizer if every else optax.masked(optimizer, self._trained)
-        self.dataset(TRAIN)
+        if cases:
+            self.dataset(TRAIN)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """{"data": `PreparedSet.identity`}: what launch compares instead of where they lie."""
+        return {"data": self._set.identity()}
 
     def _programs(self, model: Mapping[str, Any]) -> dict[str, nnx.GraphDef]:
         """Static halves of the network by mode: training, evaluation, evaluation to features."""
@@ -153,8 +160,10 @@ class Segmenter:
         Of "train" the patch with its margin; of "tiles" also "case", its number.
 
         Raises:
-            ValueError: another split.
+            ValueError: another split, or a task that only predicts.
         """
+        if not self._set.cases:
+            raise ValueError(f"split {split!r}: the task was made without data, to predict alone")
         cases = {TRAIN: self._train, VAL: self._val, TILES: self._val}.get(split)
         if cases is None:
             raise ValueError(f"split {split!r}; legal: {TRAIN}, {VAL}, {TILES}")

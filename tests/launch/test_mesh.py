@@ -26,8 +26,9 @@ def trained(folder: Path, steps: int, data: int, fsdp: int) -> dict[str, np.ndar
     keys = {"steps": steps, "eval_every": 0, "mesh.data": data, "mesh.fsdp": fsdp}
     values = card.resolve(card.read(CARD), [(k, str(v)) for k, v in keys.items()])
     (leaf,) = card.leaves(values, folder)
-    claim(leaf)
-    state = train(leaf, make_task(leaf.experiment), mesh.make(leaf.experiment.mesh))
+    task = make_task(leaf.experiment)
+    claim(leaf, task)
+    state = train(leaf, task, mesh.make(leaf.experiment.mesh))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(array) for path, array in leaves}
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Toy:
 
     test_splits = ("test", "other")
     val_split = "val"
+    infers_from = ("place",)
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Toy:
         nan_at: int = -1,  # the item that makes the loss NaN
         fail: str = "",
         shift: float | None = None,
+        place: str | Mapping[str, Any] = "",  # a file that stands for the data
     ) -> None:
         if fail == "constructor":
             raise ValueError("fail = 'constructor': legal are '', 'evaluate'")
@@ -55,9 +57,13 @@ class Toy:
             raise KeyError(fail)
         self.optimizer, self.width, self.noise = optimizer, width, noise
         self.count, self.kills, self.nan_at = count, kills, nan_at
-        self.fail, self.shift = fail, shift
+        self.fail, self.shift, self.alone = fail, shift, isinstance(place, Mapping)
+        self.identity = (
+            {"place": {"text": Path(place).read_text()}} if place and not self.alone else {}
+        )
 
     def dataset(self, split: str) -> grain.MapDataset:
+        assert not self.alone, "there are no data"
         if self.fail == "data":
             raise FileNotFoundError("no folder 'nowhere' with the digits")
         sizes = {"train": self.count, "val": 10, "test": 13, "other": 5}

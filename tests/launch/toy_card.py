@@ -20,6 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "nan_at": -1,
             "fail": "",
             "shift": None,
+            "place": "",
         }
     )
     config.steps = 12

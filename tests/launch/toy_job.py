@@ -10,6 +10,7 @@ from typing import Any
 
 
 class Shout:
+    places = ("texts",)
     seen: tuple[str, ...] = ()  # the cases that ran in this process, for the tests
 
     def __init__(

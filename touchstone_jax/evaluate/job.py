@@ -80,6 +80,8 @@ class Evaluate(OverCases):
             a reference.
     """
 
+    places = ("predictions", "references")
+
     def __init__(
         self,
         predictions: str,

@@ -74,6 +74,8 @@ class Report(OverCases):
         ValueError: an unknown or illegal value.
     """
 
+    places = ("data", "masks", "segmentations", "phases")
+
     def __init__(
         self,
         data: str,
