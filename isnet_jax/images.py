@@ -5,7 +5,10 @@ Pillow is imported where a file is opened.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -72,31 +75,59 @@ def _files(place: str) -> list[Path]:
 def read(path: Path) -> Float[np.ndarray, "h w 3"]:
     """An image file as RGB, float32 (h, w, 3) in [0, 1], upright as its EXIF entry says.
 
-    Grey is repeated, 16-bit grey keeps its steps, a palette is resolved, and what is transparent
-    is laid on white. Of an animation the first picture is taken.
+    Grey is repeated, 16-bit grey keeps its steps (other kinds of 16 bits the upper eight), a
+    palette is resolved, and what is transparent is laid on white. Of an animation the first picture
+    is taken.
 
     Raises:
         ValueError: it is damaged, no PNG or JPEG, of no pixels or of more than 100 million.
         OSError: it cannot be read.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    with opened(path) as file:
+        return _rgb(ImageOps.exif_transpose(file))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """An image file, its pixels not yet read; whatever damage shows in the block is one error.
+
+    Raises:
+        ValueError: it is damaged, no PNG or JPEG, of no pixels or of more than 100 million.
+        OSError: it cannot be read.
+    """
+    from PIL import Image
 
     path.stat()  # what is missing says so itself
+    # Pillow tells of damage by almost any of these, PNG's chunks by SyntaxError.
+    damage = (OSError, SyntaxError, ValueError, IndexError, struct.error)
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as file:
             if file.width * file.height > _LARGEST:
                 raise ValueError(f"{file.width} × {file.height} pixels are too many")
-            return _rgb(ImageOps.exif_transpose(file))
-    # Pillow tells of damage by almost any of these, PNG's chunks by SyntaxError.
-    except (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as error:
+            _scale_transparent_colour(file)
+            yield file
+    except (*damage, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{path.name}: not a readable PNG or JPEG image ({error})") from error
 
 
+def _scale_transparent_colour(file: Image) -> None:
+    """PNG's transparent colour in the steps of the pixels, which Pillow brings to 8 bits."""
+    key, form = file.info.get("transparency"), file.tile[0][3] if file.tile else ""
+    if isinstance(key, int) and form in ("L;2", "L;4"):
+        bits = int(form[-1])
+        file.info["transparency"] = key % 2**bits * (255 // (2**bits - 1))
+    elif isinstance(key, tuple) and form == "RGB;16B":
+        file.info["transparency"] = tuple(value >> 8 for value in key)
+
+
 def _rgb(image: Image) -> Float[np.ndarray, "h w 3"]:
     if image.mode.startswith("I"):  # 16-bit grey, which conversion to RGB would clip
-        grey = np.asarray(image).astype(np.float32) / 65535
+        steps = np.asarray(image)
+        grey = np.where(steps == image.info.get("transparency", -1), 1, steps / np.float32(65535))
         return np.repeat(grey.clip(0, 1)[..., None], 3, axis=2)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA")).astype(np.float32) / 255

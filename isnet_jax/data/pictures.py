@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isnet_jax.images import read, resized
+from isnet_jax.images import opened, read, resized
 
 CHANNELS = (1, 3)
 
@@ -129,13 +129,11 @@ def check_opens(paths: Sequence[Path], case: str) -> None:
     Raises:
       FileNotFoundError, ValueError: the first that is not; the message names it and how many.
     """
-    from PIL import Image
-
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{case}: no file {path}")
         try:
-            with Image.open(path, formats=("PNG", "JPEG")):
+            with opened(path):
                 pass
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{case}: {path} is no PNG or JPEG image ({error})") from None
