@@ -121,7 +121,7 @@ class MaskedClassifier:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """{"data": what it is, wherever it lies}, by `isnet_jax.data.identity`."""
-        return {"data": identity(self._asked)}
+        return {"data": identity(self._asked, self._data)}
 
     def dataset(self, split: str) -> grain.MapDataset:
         """Items {"image" (h, w, c), "label" () or (k,), maybe "mask" (h, w, 1)}, in order.

@@ -367,7 +367,8 @@ class Task(Protocol):
         inference(state) -> what `export` writes: {"function": pure (weights, x) -> array,
             "weights": nested dict of arrays, "input": ShapeDtypeStruct of a batch of one, "about":
             {"what", "input", "output", "intended_use": sentences; optionally "tags", "classes":
-            their names in order, "details": title -> JSON}}
+            their names in order, "details": title -> JSON, "use": Markdown on more ways to use
+            it}}
         explain(state, split, count) -> dict label -> uint8 (count, height, width, 3)
         draw(panels, path) -> None: writes `panels` (as `explain` returns) as one PNG.
     """

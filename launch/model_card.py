@@ -41,7 +41,7 @@ logits = np.asarray(network(x))
 print(logits.shape)
 ```
 
-{details}## Intended use
+{use}{details}## Intended use
 
 {intended}
 
@@ -86,6 +86,7 @@ def model_card(about: Mapping[str, Any], weights: str) -> str:
         batches=f"Batches are of {batch}." if fixed else "A batch may have any size.",
         weights=weights,
         example=(batch if fixed else 1, *shape),
+        use=f"{told['use']}\n\n" if "use" in told else "",
         details=_details(told.get("details")),
         intended=told["intended_use"],
         data=_data(about),

@@ -135,10 +135,9 @@ class Predict:
         self.scheme = scheme(labels)
         check_organs(self._clean, self.scheme.indices)
         network, head = network if isinstance(network, tuple) else (network, None)
-        field = [int(np.ceil(FIELD_MM / s)) for s in self.plan.spacing_mm[:2]]
         window = self._window or self.plan.patch
         told = self._restore_prompts(getattr(task, "prompts", {}), window)
-        how = {"head": head, "cross_section": field, "told": told, **self._how}
+        how = {"head": head, "cross_section": cross_section(self.plan), "told": told, **self._how}
         self.sliding = SlidingWindow(network, window, **how)
         if self.sliding.num_classes != self.scheme.num_classes:
             raise ValueError(
@@ -198,6 +197,11 @@ class Predict:
         if self._resampling == "linear":
             return to_source_grid(labels, source, self.plan)
         return resample_labels(labels, source.reoriented(canonical(source)).shape, order=0)
+
+
+def cross_section(plan: Plan) -> list[int]:
+    """Largest voxels (x, y) of a CT on the plan's spacing that a sliding window is made for."""
+    return [int(np.ceil(FIELD_MM / s)) for s in plan.spacing_mm[:2]]
 
 
 def write_prediction(

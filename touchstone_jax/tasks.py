@@ -323,12 +323,26 @@ class Segmenter:
                 ),
                 "classes": _in_order(self._labels),
                 "details": {"Plan": plan},
+                "use": _WHOLE,
                 "intended_use": (
                     "Research on segmentation of CTs like those below. It is no medical device "
                     "and must not guide the care of a patient."
                 ),
             },
         }
+
+
+_WHOLE = """\
+Whole CTs are resampled, cut into windows and put together by the package `isnet-touchstone-jax`, as
+`predict` of the same checkpoint does it; of its networks and its training nothing is used:
+
+```python
+import model
+from touchstone_jax.exported import Segment
+
+segment = Segment(model.load("."), ".")
+labels = segment("ct.nii.gz")  # uint8 (x, y, z); or segment(array_in_hu, spacing_mm=(1, 1, 2))
+```"""
 
 
 def _in_order(labels: Scheme) -> list[str]:

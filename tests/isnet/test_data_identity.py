@@ -1,32 +1,37 @@
-"""The identity of a data set's options: the same wherever a folder lies, another for others."""
+"""The identity of a data set: the same wherever its folder lies, another for other data."""
 
-import shutil
+import json
 
+import numpy as np
+
+from isnet_jax.data import load
 from isnet_jax.data.identity import identity
 
 
-def test_a_folder_is_known_by_what_is_in_it(tmp_path):
-    here, there = tmp_path / "here", tmp_path / "there"
-    (here / "train").mkdir(parents=True)
-    (here / "train" / "a.png").write_bytes(b"12")
-    (here / ".cache").write_bytes(b"1")
+def write(folder, labels=(0, 1, 0, 1), size=4):
+    folder.mkdir()
+    for name in ("train", "val"):
+        image = np.random.default_rng(0).random((4, size, size, 1), np.float32)
+        arrays = {"image": image, "mask": np.ones_like(image), "label": np.array(labels)}
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
 
-    def of(folder, **more):
-        return identity({"source": "image_folder", "folder": str(folder), "size": (4, 4), **more})
 
-    first = of(here)
-    assert first["folder"]["files"] == 1 and first["size"] == [4, 4]
-    assert first["source"] == "image_folder"
-    shutil.copytree(here, there)
-    (there / ".cache").unlink()
-    assert of(there) == first
-    # Another option, size, name or number of files is another data set; so is one that is gone.
-    assert of(there, classes=("a",)) != first
-    (there / "train" / "a.png").write_bytes(b"123")
-    assert of(there) != first
-    (there / "train" / "a.png").write_bytes(b"12")
-    (there / "train" / "b.png").write_bytes(b"")
-    assert of(there)["folder"]["files"] == 2
-    assert of(tmp_path / "gone")["folder"] == str(tmp_path / "gone")
-    one = identity(str(here / "train" / "a.png"))
-    assert one["files"] == 1 and one != first["folder"]
+def of(folder, **more):
+    options = {"source": "npz_folder", "folder": str(folder), "num_classes": 2, **more}
+    return identity(options, load(**options))
+
+
+def test_a_data_set_is_known_by_its_content(tmp_path):
+    first = of(write(tmp_path / "here"))
+    assert first["options"] == {"source": "npz_folder", "folder": "a path", "num_classes": 2}
+    assert first["splits"]["train"]["items"] == 4
+    assert json.loads(json.dumps(first)) == first
+    assert of((tmp_path / "here").rename(tmp_path / "there")) == first
+    # Whatever else lies in the folder, a work folder, say, is no part of the data.
+    (tmp_path / "there" / "run").mkdir()
+    (tmp_path / "there" / "run" / "progress.png").write_bytes(b"1")
+    assert of(tmp_path / "there") == first
+    assert of(write(tmp_path / "labels", labels=(1, 1, 0, 1)))["splits"] != first["splits"]
+    assert of(write(tmp_path / "size", size=5))["splits"] != first["splits"]
+    assert of(tmp_path / "there", num_classes=3)["options"] != first["options"]

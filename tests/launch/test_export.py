@@ -21,8 +21,11 @@ from launch.checkpoint import load
 from launch.experiment import SetupError
 from launch.mesh import alone
 from launch.train import abstract_state
-from tests.launch.conftest import CARD
+from tests.launch.conftest import CARD, ROOT
 from tests.touchstone.toy_prepared import write_set
+from touchstone_jax.exported import Segment
+from touchstone_jax.io import read_ct, read_labels
+from touchstone_jax.phantom import write_dataset
 
 CLASSIFIER = """
 def get_config():
@@ -45,6 +48,8 @@ def get_config():
             "model": {"name": "unet", "widths": (4, 8), "convs": 1, "decoder_convs": 1},
         },
         "steps": 2, "batch_size": 2, "mesh": {"data": 1},
+        "jobs": {"predict": {"name": "touchstone_jax.jobs:Predict", "data": "DATA/../cts",
+                             "overlap": 0.25, "picture": False, "masks": False}},
     }
 """
 # The code of the model card, where none of what trained the model can be imported.
@@ -53,14 +58,21 @@ import sys
 
 class Nothing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
+        if any(name == one or name.startswith(one + ".") for one in {blocked}):
             raise ImportError("not here: " + name)
 
 sys.meta_path.insert(0, Nothing())
 """
-BLOCKED = (
-    *("isnet_jax", "touchstone_jax", "launch", "configs", "flax", "optax", "orbax", "grain"),
-    *("ml_collections", "tensorstore", "torch"),
+TRAINING = (
+    *("isnet_jax", "launch", "configs", "flax", "optax", "orbax", "grain", "ml_collections"),
+    *("tensorstore", "torch"),
+)
+BLOCKED = ("touchstone_jax", *TRAINING)
+# What is left of ours puts windows together: nothing that trains, and no network.
+WHOLE_BLOCKED = (
+    *TRAINING,
+    *(f"touchstone_jax.{name}" for name in ("models", "layers", "losses", "tasks", "patches")),
+    *(f"touchstone_jax.{name}" for name in ("augment", "jobs")),
 )
 
 
@@ -85,6 +97,8 @@ def classifier(tmp_path_factory) -> tuple[str, Path]:
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("segmenter")
+    grid = {"shape": (18, 16, 17), "spacing_mm": (4.0, 3.0, 5.0), "orientations": ("LPS",)}
+    write_dataset(folder / "cts", 1, **grid)
     return trained(write_card(folder, SEGMENTER, write_set(folder / "data")), folder)
 
 
@@ -106,20 +120,33 @@ def own_logits(file: str, workdir: Path, x: np.ndarray) -> np.ndarray:
         return np.asarray(jax.jit(network["function"])(network["weights"], x))
 
 
-def elsewhere(folder: Path, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Logits of random numbers by the card's own code, in a process that lacks our packages."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    lines = [line for line in code.splitlines() if line.startswith("x = ")]
-    assert len(lines) == 1 and str((1, *shape[1:])) in lines[0]
-    drawn = f"x = np.random.default_rng({seed}).random({shape}, np.float32)"
-    code = ELSEWHERE.format(blocked=BLOCKED) + code.replace(lines[0], drawn)
-    code += "\nnp.save('logits.npy', logits)\n"
-    code += f"assert not [name for name in sys.modules if name.partition('.')[0] in {BLOCKED}]\n"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | {"PYTHONPATH": ""}
+def snippets(folder: Path) -> list[str]:
+    """The Python code of the model card."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def run_elsewhere(folder: Path, code: str, blocked: tuple[str, ...], **variables: str) -> None:
+    """Run code in the folder, in a process that lacks the `blocked` modules."""
+    code = ELSEWHERE.format(blocked=blocked) + code
+    code += f"""
+blocked = {tuple(name + "." for name in blocked)}
+assert not [name for name in sys.modules if f"{{name}}.".startswith(blocked)]
+"""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": "", **variables}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def elsewhere(folder: Path, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Logits of random numbers by the card's own code, in a process that lacks our packages."""
+    code = snippets(folder)[0]
+    lines = [line for line in code.splitlines() if line.startswith("x = ")]
+    assert len(lines) == 1 and str((1, *shape[1:])) in lines[0]
+    drawn = f"x = np.random.default_rng({seed}).random({shape}, np.float32)"
+    code = code.replace(lines[0], drawn) + "\nnp.save('logits.npy', logits)\n"
+    run_elsewhere(folder, code, BLOCKED)
     return np.load(folder / "logits.npy")
 
 
@@ -133,6 +160,49 @@ def test_it_runs_without_our_packages(kind: str, shape: tuple, request) -> None:
     got = elsewhere(workdir / "seed0/export", shape, 5)
     assert got.shape == expected.shape and np.ptp(expected) > 0
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_whole_ct_is_what_predict_says_of_it(segmenter) -> None:
+    file, workdir = segmenter
+    keys = ["--config.task.data=/nowhere", "--config.mesh.data=1"]  # it needs no training data
+    with jax.numpy_dtype_promotion("standard"):
+        assert main(["predict", "--config", file, "--workdir", str(workdir), *keys]) == 0
+    (made,) = (workdir / "predict").glob("*/combined_labels.nii.gz")
+    ct = workdir.parent / "cts" / made.parent.name / "ct.nii.gz"
+    expected, _ = read_labels(made, case="made", like=read_ct(ct, case="ct").geometry)
+    folder = workdir / "seed0/export"
+    (code,) = snippets(folder)[1:]
+    code = code.replace("ct.nii.gz", str(ct))
+    code += """
+import numpy as np
+from touchstone_jax.io import read_ct
+ct = read_ct("CT", case="ct")
+assert segment.sliding.count((20, 12, 18)) > 8  # by the card's overlap, not the usual one
+np.savez("labels.npz", labels=labels, array=segment(ct.array, spacing_mm=ct.spacing_mm))
+""".replace("CT", str(ct))
+    run_elsewhere(folder, code, WHOLE_BLOCKED, PYTHONPATH=str(ROOT))
+    with np.load(folder / "labels.npz") as found:
+        assert len(np.unique(expected)) > 1
+        for name in ("labels", "array"):
+            assert found[name].shape == expected.shape == (18, 16, 17)
+            assert np.mean(found[name] != expected) < 1e-3  # of logits that are nearly the same
+
+
+def test_what_is_no_exported_segmenter(classifier, segmenter, tmp_path: Path) -> None:
+    folder = segmenter[1] / "seed0/export"
+    with pytest.raises(FileNotFoundError, match="export.json is missing"):
+        Segment(jnp.sin, tmp_path)
+    with pytest.raises(ValueError, match="export.json: expected the keys"):
+        Segment(jnp.sin, classifier[1] / "seed0/export")
+    with pytest.raises(ValueError, match="option 'window'; legal: overlap, mirror, batch"):
+        Segment(jnp.sin, folder, window=(8, 8, 8))
+    segment = Segment(lambda x: jnp.tile(x, 2), folder, overlap=0.0)
+    assert segment.predictor()[2] == segment.plan.labels and segment.sliding.count((8, 8, 9)) == 2
+    for ct, spacing in ((np.zeros((8, 8, 8)), None), (np.zeros((8, 8)), (1, 1, 1))):
+        with pytest.raises(ValueError, match="expected voxels"):
+            segment(ct, spacing)
+    with pytest.raises(ValueError, match="a file has its own"):
+        segment("ct.nii.gz", (1, 1, 1))
 
 
 def test_what_the_classifiers_card_says(classifier) -> None:
