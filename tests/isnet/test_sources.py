@@ -217,6 +217,10 @@ def test_bad_pictures_and_options_are_named(pictures):
     for options, said in (
         ({"size": 0}, "size=0"),
         ({"channels": 2}, "channels=2; must be 1"),
+        (
+            {"classes": ("healthy", "ill", "dead")},
+            "train: class 'dead' has no image in .*train/dead",
+        ),
         ({"classes": ("healthy",)}, r"unknown classes \['ill'\]"),
         ({"bias": {"kind": "position"}, "size": 20}, "markers need 36"),
         ({"bias": {"knd": 1}, "size": 40}, "option of bias.*'knd'"),
