@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
+from touchstone_jax.infer.zoom import nearest_voxels
 from touchstone_jax.labels.scheme import Scheme
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.layers import Triple
@@ -150,6 +151,7 @@ def random_patches(
     *,
     foreground: float = 0.33,
     per_case: int = 1,
+    zoom_out: float = 0.0,
     seed: int = 0,
 ) -> grain.MapDataset:
     """Items of one random block a case and epoch: `item` without "case".
@@ -161,6 +163,8 @@ def random_patches(
         foreground: probability of a block centred on a voxel of an organ: each organ of the case
             is as likely, then each of its listed voxels.
         per_case: blocks of each case in an epoch.
+        zoom_out: probability of a whole case on as many voxels as a block has, instead of a part:
+            of each the nearest, `touchstone_jax.infer.zoom.shrunk`.
         seed: of the draws; their order is launch's.
 
     Raises:
@@ -168,14 +172,17 @@ def random_patches(
     """
     import grain
 
-    if not 0 <= foreground <= 1 or per_case < 1:
+    if not (0 <= foreground <= 1 and 0 <= zoom_out <= 1) or per_case < 1:
         raise ValueError(
-            f"foreground={foreground}, per_case={per_case}: expected a probability and at least 1"
+            f"foreground={foreground}, zoom_out={zoom_out}, per_case={per_case}: expected two "
+            "probabilities and at least 1"
         )
     opened, labels = _opener(prepared), scheme(prepared.plan.labels)
 
     def draw(case: str, rng: np.random.Generator) -> Item:
         volume = opened(case)
+        if zoom_out and rng.random() < zoom_out:
+            return whole(volume, block, labels)
         start = draw_start(rng, volume, block, foreground)
         return item(volume, start, block, labels)
 
@@ -259,13 +266,27 @@ def item(volume: Prepared, start: Sequence[int], block: Triple, scheme: Scheme) 
     if all(low < high for low, high in spans):
         box = tuple(slice(low, high) for low, high in spans)
         place = tuple(slice(low - s, high - s) for (low, high), s in zip(spans, start, strict=True))
-        reads = [store[box].read() for store in (volume.image, volume.labels)]
-        try:
-            image[place], labels[place] = (read.result() for read in reads)
-        except ValueError as error:  # a damaged chunk
-            raise ValueError(f"{volume.case}: {str(error).splitlines()[0]}") from error
+        image[place], labels[place] = _read(volume, lambda store: store[box])
     known = annotated(volume, scheme)
     return {"image": image[..., None], "labels": labels, "annotated": known}
+
+
+def whole(volume: Prepared, block: Triple, scheme: Scheme) -> Item:
+    """As `item`, all of the volume on as many voxels as a block has: of each the nearest."""
+    at = [nearest_voxels(b, n) for b, n in zip(block, volume.shape, strict=True)]
+    image, labels = _read(volume, lambda store: store.oindex[tuple(at)])
+    known = annotated(volume, scheme)
+    return {"image": image[..., None], "labels": labels, "annotated": known}
+
+
+def _read(volume: Prepared, cut: Callable[[Any], Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What ``cut`` takes of the image and of the labels."""
+    reads = [cut(store).read() for store in (volume.image, volume.labels)]
+    try:
+        image, labels = (read.result() for read in reads)
+    except ValueError as error:  # a damaged chunk
+        raise ValueError(f"{volume.case}: {str(error).splitlines()[0]}") from error
+    return image, labels
 
 
 def annotated(volume: Prepared, scheme: Scheme) -> Bool[np.ndarray, " k"]:

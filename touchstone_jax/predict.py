@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from touchstone_jax.clean import check_organs, clean, cleanings
 from touchstone_jax.draw import draw_labels
 from touchstone_jax.findings import ALLOWABLE
-from touchstone_jax.infer import SlidingWindow, check_options
+from touchstone_jax.infer import SlidingWindow, Zoom, check_options
 from touchstone_jax.infer.sliding import Told
 from touchstone_jax.inputs import open_inputs
 from touchstone_jax.io import write
@@ -59,6 +59,8 @@ class Predict:
         picture: write ``prediction.png``: slices of the CT as the network saw it, and the organs.
         prompts: for promptable networks, a file or mapping as `touchstone_jax.prompts` says; None
             for what the network does unasked.
+        zoom: for networks that are asked for organs, `touchstone_jax.infer.Zoom`: the CT made as
+            small as a window shows where an organ is, and windows go there alone.
         allow: checks of `touchstone_jax.findings.ALLOWABLE` that are let pass.
         fingerprints: tell a changed CT by the "content" of its file, or by "stat".
 
@@ -85,6 +87,7 @@ class Predict:
         masks: bool = True,
         picture: bool = True,
         prompts: str | Mapping[str, Any] | None = None,
+        zoom: bool = False,
         allow: Sequence[str] = (),
         fingerprints: str = "content",
     ) -> None:
@@ -105,7 +108,9 @@ class Predict:
         self._resampling, self._allow = resampling, tuple(allow)
         if isinstance(prompts, str) and not Path(prompts).is_file():
             raise FileNotFoundError(f"prompts {prompts}: no such file")
-        self._masks, self._picture, self._asked = masks, picture, prompts
+        # Who zooms asks: in so many words, or for all organs.
+        self._zoom, self._asked = zoom, {} if zoom and prompts is None else prompts
+        self._masks, self._picture = masks, picture
         self._clean = cleanings(clean or {})
         self._inputs = open_inputs(data, layout, fingerprints)
         self._lock = threading.Lock()
@@ -150,6 +155,8 @@ class Predict:
     ) -> Told | None:
         """What the network is told of a window; None if nothing."""
         self._prompts = None
+        if self._zoom and "organs" not in kinds:
+            raise ValueError("zoom=True: the network cannot be asked for organs; expected False")
         if self._asked is None:
             return None
         self._prompts = Prompts(self._asked, kinds, self.scheme)
@@ -165,12 +172,9 @@ class Predict:
             ValueError: a prepared case of another plan, or logits that are not finite.
         """
         image, source = self._inputs.load(case, self.plan, self._allow)
-        told = None
-        if self._prompts is not None:
-            told = self._prompts.of_windows(case, source, image.shape, self.sliding.window)
         begin = time.monotonic()
         with self._lock:  # one accumulator at a time; other threads read and write meanwhile
-            small = self.sliding.labels(image, case=case, told=told)
+            small, windows = self._labels(image, source, case)
         seconds = time.monotonic() - begin
         spacing = source.reoriented(canonical(source)).spacing_mm
         labels = self._back(small, source)
@@ -184,12 +188,26 @@ class Predict:
         voxels = label_counts(labels, self.scheme.num_classes)
         ml = float(np.prod(spacing)) / 1000
         return {
-            "windows": self.sliding.count(image.shape),
+            "windows": windows,
             "network_seconds": round(seconds, 3),
             "shape": " ".join(map(str, source.shape)),
             **{f"ml_{n}": float(voxels[i]) * ml for n, i in sorted(self.scheme.indices.items())},
             **{f"cleaned_{n}": c.removed + c.filled for n, c in cleaned.items()},
         }
+
+    def _labels(
+        self, image: Float32[np.ndarray, "x y z"], source: Geometry, case: str
+    ) -> tuple[UInt8[np.ndarray, "x y z"], int]:
+        """Labels of the prepared CT, and the number of windows that they took."""
+        told, window = None, self.sliding.window
+        if self._prompts is not None:
+            told = self._prompts.of_windows(case, source, image.shape, window)
+        if self._zoom:
+            assert self._prompts is not None and told is not None  # who zooms asks
+            small = self._prompts.of_windows(case, source, window, window)
+            return Zoom(self.sliding).labels(image, case=case, told=told, small=small)
+        found = self.sliding.labels(image, case=case, told=told)
+        return found, self.sliding.count(image.shape)
 
     def _back(
         self, labels: UInt8[np.ndarray, "a b c"], source: Geometry

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float32, Float64
 
 from touchstone_jax.io.geometry import Geometry, canonical
 from touchstone_jax.labels.scheme import Scheme
@@ -175,6 +175,30 @@ class Prompts:
     def _check_organ(self, organ: Any) -> None:
         if organ not in self._labels.indices:
             raise unknown(f"organ of {self._told}", organ, self._labels.classes)
+
+
+def places_asked(told: Arrays, organ: int) -> tuple[bool, bool]:
+    """Whether a window is told points, and a box, of an organ (0 is the first)."""
+    return bool((told["signs"][organ] >= 0).any()), bool(told["boxed"][organ])
+
+
+def of_organ(told: Arrays, organ: int) -> Arrays:
+    """What a window is told, as far as it asks for one organ (0 is the first)."""
+    only = np.arange(len(told["named"])) == organ
+    return {
+        **told,
+        "named": told["named"] & only,
+        "signs": np.where(only[:, None], told["signs"], np.int32(-1)),
+        "boxed": told["boxed"] & only,
+    }
+
+
+def with_box(told: Arrays, organ: int, box: Float32[np.ndarray, " 6"] | None) -> Arrays:
+    """What a window is told, with another box of an organ (0 is the first), or with none."""
+    only = np.arange(len(told["boxed"])) == organ
+    boxes = told["boxes"] if box is None else np.where(only[:, None], box, told["boxes"])
+    boxed = np.where(only, box is not None, told["boxed"])
+    return {**told, "boxes": boxes, "boxed": boxed}
 
 
 def _read(path: str | Path, told: str) -> Mapping[str, Any]:

@@ -66,6 +66,8 @@ class Segmenter:
         batch_dice: one Dice over the batch instead of one a sample.
         smooth: of `touchstone_jax.losses.soft_dice`.
         foreground: share of patches centred on an organ.
+        zoom_out: share of training patches that are a whole case made as small as a patch, for
+            `touchstone_jax.infer.Zoom`. They are augmented as if their spacing were the plan's.
         per_case: patches of each case in an epoch.
         validation: share of the cases; see `touchstone_jax.patches.split_cases`.
         validation_cases: ids instead of a share; all ids, to validate on what is trained on.
@@ -94,6 +96,7 @@ class Segmenter:
         batch_dice: bool = False,
         smooth: float = 1e-5,
         foreground: float = 0.33,
+        zoom_out: float = 0.0,
         per_case: int = 1,
         validation: float = 0.05,
         validation_cases: Sequence[str] = (),
@@ -112,6 +115,9 @@ class Segmenter:
         )
         self._loss: dict[str, Any] = {"loss": loss, "batch": batch_dice, "smooth": smooth}
         self._draws: dict[str, Any] = {"foreground": foreground, "seed": seed}
+        if zoom_out and self._block != self._patch:
+            raise ValueError(f"zoom_out={zoom_out} with margin={margin}; expected a margin of 0")
+        self._zoom_out = {TRAIN: zoom_out, VAL: 0.0}
         cases, held = self._set.cases, tuple(validation_cases) or validation
         self._train, self._val = split_cases(cases, held, seed=seed) if cases else ((), ())
         self._per_case = {TRAIN: per_case, VAL: val_patches}
@@ -170,7 +176,7 @@ class Segmenter:
         if split == TILES:
             return tiles(self._set, cases, self._patch)
         block = self._block if split == TRAIN else self._patch
-        how = {**self._draws, "per_case": self._per_case[split]}
+        how = {**self._draws, "per_case": self._per_case[split], "zoom_out": self._zoom_out[split]}
         return random_patches(self._set, cases, block, **how)
 
     # --------------------------------------------------------------------- training

@@ -4,9 +4,12 @@ Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB
           python -m launch VERB --config configs/touchstone/segvol.py --workdir runs/segvol
 Argument  folder of another prepared data set: segvol.py:DIR
 Prompts   --config.jobs.predict.prompts=FILE, a JSON file of touchstone_jax.prompts; without it all
-          organs are asked for by name. A point counts in the windows that hold it, a box in all
-          that it reaches: organs larger than a window want a box or their name. There is no pass
-          over the CT made small (the authors' zoom-out)
+          organs are asked for by name
+Zoom      as published: each organ is first looked for in the CT made as small as the patch, then
+          in windows where it was seen (jobs.predict.zoom), for which half of what is trained on
+          are such CTs (task.zoom_out). Points and boxes count in both; windows that an organ
+          shares are also told where it was seen. Without zoom a point counts in the windows that
+          hold it, a box in all that it reaches
 CLIP      vectors of the names that are shipped are a stand-in, as in configs/touchstone/
           unet_clip.py; those of the published text tower (63 million parameters, frozen) go into
           --config.task.model.embeddings=FILE
@@ -17,9 +20,8 @@ Attention 12 layers of 12 heads over 2,048 tokens: 604 million scores a sample, 
           gradients, unless computed again (remat: one layer's, 0.2 GB); the flash kernel of GPUs,
           which bfloat16 takes, keeps none. A mask of 96 channels takes 50 MB, one organ at a time.
           All together training keeps 10.0 GiB a sample (float32), 0.2 with remat
-Differs   published: one organ a step, half of the windows on the CT as a whole made small, and
-          pseudo masks; here all organs of a patch, each by a prompt drawn from six kinds, on the
-          plan's spacing
+Differs   published: one organ a step, and pseudo masks; here all organs of a patch, each by a
+          prompt drawn from six kinds, on the plan's spacing
 Size      the published one; not yet trained here, so no expected score
 """
 
@@ -44,6 +46,7 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
             },
             "patch": PATCH,
             "augmentation": {"preset": "nnunet", "mirror_axes": (1, 2)},
+            "zoom_out": 0.5,
             "validation": 0.05,
             "seed": 0,
         }
@@ -66,6 +69,11 @@ def get_config(arg: str = "runs/unet/prepare") -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 1_000, "keep": 1})
     config.jobs = ConfigDict()
     config.jobs.predict = ConfigDict(
-        {"name": "touchstone_jax.jobs:Predict", "data": "data:example-ct", "prompts": None}
+        {
+            "name": "touchstone_jax.jobs:Predict",
+            "data": "data:example-ct",
+            "prompts": None,
+            "zoom": True,
+        }
     )
     return config

@@ -106,6 +106,23 @@ def test_epochs_show_other_blocks_of_every_case(prepared):
     assert len({image for epoch in epochs for image in epoch}) == 9
 
 
+def test_whole_cases_are_drawn_as_small_as_a_block(prepared, folder):
+    image, labels = volume(1)
+    sizes = zip(BLOCK, SHAPE, strict=True)
+    at = np.ix_(*[((np.arange(b) + 0.5) * n / b).astype(int) for b, n in sizes])
+    made = patches.whole(open_prepared(folder / "case_1"), BLOCK, LABELS)
+    np.testing.assert_array_equal(made["image"][..., 0], image[at])
+    np.testing.assert_array_equal(made["labels"], labels[at])
+    wholes = {labels.tobytes() for labels in (volume(i)[1][at] for i in range(3))}
+    for zoom_out, least, most in ((0.0, 0, 0), (0.5, 18, 42), (1.0, 60, 60)):
+        drawn = stream(prepared, zoom_out=zoom_out)
+        found = [drawn[i] for i in range(30)]
+        share = sum(one.tobytes() in wholes for batch in found for one in batch["labels"])
+        assert least <= share <= most
+        if zoom_out:
+            np.testing.assert_array_equal(drawn[7]["image"], found[7]["image"])
+
+
 def test_tiles_cover_every_voxel_once(prepared):
     covered = patches.tiles(prepared, prepared.cases[1:], (8, 16, 16))
     counts = {}
@@ -198,5 +215,5 @@ def test_bad_folders_are_told(folder, tmp_path, prepared):
     other = patches.random_patches(patches.read_set(tmp_path / "a"), ["other"], BLOCK)
     with pytest.raises(ValueError, match="other: prepared by another plan"):
         other[0]
-    with pytest.raises(ValueError, match="foreground=1.5, per_case=1"):
+    with pytest.raises(ValueError, match="foreground=1.5, zoom_out=0.0, per_case=1"):
         patches.random_patches(prepared, prepared.cases, BLOCK, foreground=1.5)

@@ -8,6 +8,7 @@ from touchstone_jax.infer.sliding import (
     Sums,
     check_options,
 )
+from touchstone_jax.infer.zoom import Zoom
 
 __all__ = [
     "Block",
@@ -15,5 +16,6 @@ __all__ = [
     "Finish",
     "SlidingWindow",
     "Sums",
+    "Zoom",
     "check_options",
 ]

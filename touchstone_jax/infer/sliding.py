@@ -161,19 +161,28 @@ class SlidingWindow:
         return found[box]
 
     def logits(
-        self, image: Float32[np.ndarray, "x y z"], *, case: str = "case", told: Told | None = None
-    ) -> Float32[np.ndarray, "x y z k"]:
+        self,
+        image: Float32[np.ndarray, "x y z"],
+        *,
+        case: str = "case",
+        told: Told | None = None,
+        channel: int | None = None,
+    ) -> Float32[np.ndarray, "x y z *k"]:
         """The weighted mean of the logits of all windows, float32 (x, y, z, classes).
 
-        For ensembles and tests: it holds classes times volume in the host's memory.
+        For ensembles and tests: it holds classes times volume in the host's memory. With a
+        ``channel`` the logits (x, y, z) of that class alone.
 
         Raises:
             ValueError: as `labels`.
         """
         padded, box = self._padded(image, case)
-        found = np.zeros((*padded.shape, self.num_classes), np.float32)
+        kept = (self.num_classes,) if channel is None else ()
+        found, finish = np.zeros((*padded.shape, *kept), np.float32), self.programs.logits
+        if channel is not None:
+            finish = _one_of(finish, channel)
         told = self._moved(told, box)
-        for at, block in self._blocks(padded, case, self.programs.logits, told):
+        for at, block in self._blocks(padded, case, finish, told):
             found[at] = block
         return found[box]
 
@@ -194,11 +203,7 @@ class SlidingWindow:
 
     def _padded(self, image: np.ndarray, case: str) -> tuple[np.ndarray, Box]:
         """The image with at least the window's size, and where in it the image is."""
-        if image.ndim != 3 or not image.size:
-            raise ValueError(f"{case}: image has shape {image.shape}; expected voxels (x, y, z)")
-        image = np.asarray(image, np.float32)
-        if bad := image.size - int(np.isfinite(image).sum()):
-            raise ValueError(f"{case}: image has {bad} NaN or infinite of {image.size} voxels")
+        image = checked_image(image, case)
         short = [m - n for m, n in zip(self._at_least(image.shape), image.shape, strict=True)]
         x, y, z = (slice(s // 2, s // 2 + n) for s, n in zip(short, image.shape, strict=True))
         if any(short):
@@ -287,6 +292,30 @@ class SlidingWindow:
         box = tuple(slice(c, c + w) for c, w in zip(corner, self.window, strict=True))
         turn = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
         return image[box][turn][..., None]
+
+
+def checked_image(image: np.ndarray, case: str) -> Float32[np.ndarray, "x y z"]:
+    """The image (x, y, z) as float32.
+
+    Raises:
+        ValueError: not 3-D, empty or not finite; the message begins with the case's id.
+    """
+    if image.ndim != 3 or not image.size:
+        raise ValueError(f"{case}: image has shape {image.shape}; expected voxels (x, y, z)")
+    image = np.asarray(image, np.float32)
+    if bad := image.size - int(np.isfinite(image).sum()):
+        raise ValueError(f"{case}: image has {bad} NaN or infinite of {image.size} voxels")
+    return image
+
+
+def _one_of(finish: Finish, channel: int) -> Finish:
+    """``finish`` of one class; the others' logits stay on the device."""
+    return lambda *inputs: _picked(finish(*inputs), np.int32(channel))
+
+
+@jax.jit
+def _picked(logits: Float32[Array, "x y k"], channel: Array) -> Float32[Array, "x y"]:
+    return jax.lax.dynamic_index_in_dim(logits, channel, 2, keepdims=False)
 
 
 def _stacked(told: Sequence[Any]) -> Any:

@@ -250,13 +250,23 @@ class SegVol(nnx.Module):
             text = text[None] if self.dim_align is None else self.dim_align(text[None])
             text = jnp.broadcast_to(text, (len(x), text.shape[1]))
             tokens, there = self._prompt(asked, text)
-            seen = unmasked if mask is None else image + self._mask_tokens(mask, image.dtype)
-            made = self.mask_decoder.look(seen.reshape(grid), places, tokens, there)
-            found = read(*made, self.mask_decoder.said(text, asked.named))
             known = there.any(1)
-            return jax.tree.map(
-                lambda a: jnp.where(known.reshape(-1, *[1] * (a.ndim - 1)), a, NOT_ASKED), found
+
+            def look() -> Any:
+                seen = unmasked if mask is None else image + self._mask_tokens(mask, image.dtype)
+                made = self.mask_decoder.look(seen.reshape(grid), places, tokens, there)
+                found = read(*made, self.mask_decoder.said(text, asked.named))
+                return jax.tree.map(
+                    lambda a: jnp.where(known.reshape(-1, *[1] * (a.ndim - 1)), a, NOT_ASKED), found
+                )
+
+            if prompts is None or not self.deterministic:
+                return look()
+            # Windows mostly ask for few organs; the others cost nothing.
+            none = jax.tree.map(
+                lambda a: jnp.full(a.shape, NOT_ASKED, a.dtype), jax.eval_shape(look)
             )
+            return jax.lax.cond(known.any(), look, lambda: none)
 
         by_organ = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), asked)
         by_mask = None if masks is None else jnp.moveaxis(masks, -1, 0)
