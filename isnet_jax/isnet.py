@@ -221,6 +221,15 @@ def heatmaps(
 ) -> list[Maps]:
     """The maps of every part of an ISNet, at the input and (deep) at the supervised layers.
 
+    Args:
+        graphs: of `programs`.
+        params: parameters of the classifier.
+        rest: its other variables.
+        x: images (b, h, w, c).
+        isnet: whose parts' composites the programs were made for.
+        training: whether the Stochastic ISNet draws the class.
+        rng: its random key.
+
     Raises:
         ValueError: deep supervision of a model without `supervised` layers, programs of other
             composites, or a Stochastic ISNet in training without a key.

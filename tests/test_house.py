@@ -7,6 +7,7 @@ checker runs over this repository (must be silent) and over a small bad tree (mu
 import ast
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -219,6 +220,39 @@ def undocumented(root: Path) -> list[str]:
     return complaints
 
 
+_ARRAY = re.compile(r"(jax\.)?Array|np\.ndarray")
+_SHAPE = re.compile(r"\([^()]*,[^()]*\)|\b(shapes?|scalar|elementwise)\b|(See|as) `", re.IGNORECASE)
+_NO_SHAPE = ("key", "rng")  # random keys
+
+
+def _arrays_of_any_shape(node: ast.FunctionDef) -> Iterator[str]:
+    """Arguments, and "return", that are arrays of which the annotation does not say the shape."""
+    named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    told = [(a.arg, a.annotation) for a in named if a.arg not in _NO_SHAPE]
+    for name, annotation in (*told, ("return", node.returns)):
+        kinds = set(ast.unparse(annotation).split(" | ")) - {"None"} if annotation else set()
+        if any(_ARRAY.fullmatch(kind) for kind in kinds):
+            yield name
+
+
+def shapeless(root: Path) -> list[str]:
+    """Public functions of arrays that say no shape, by annotation or docstring."""
+    complaints = []
+    for path in python_files(root, PACKAGES):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        classes = (n for n in body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
+        every = [*body, *(inner for node in classes for inner in node.body)]
+        for node in every:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            if _SHAPE.search(ast.get_docstring(node) or ""):
+                continue
+            for name in _arrays_of_any_shape(node):
+                where = f"{path.relative_to(root)}:{node.lineno}"
+                complaints.append(f"{where}: {node.name}: {name} is an array of unknown shape")
+    return complaints
+
+
 def heavy_modules(root: Path, package: str) -> list[str]:
     """Those of HEAVY that `import package` loads, in a new interpreter started in `root`."""
     code = f"import json, sys, {package}; print(json.dumps(sorted(sys.modules)))"
@@ -249,6 +283,10 @@ def test_files_and_functions_are_small() -> None:
 
 def test_public_things_are_documented_and_annotated() -> None:
     assert undocumented(ROOT) == []
+
+
+def test_shapes_are_told() -> None:
+    assert shapeless(ROOT) == []
 
 
 @pytest.mark.parametrize("package", ["isnet_jax", "touchstone_jax"])
@@ -348,6 +386,25 @@ def test_docstring_checker_sees(tmp_path: Path) -> None:
         "y has no docstring",
         "f: a is not annotated",
         "f: c is not annotated",
+    ]
+
+
+def test_shape_checker_sees(tmp_path: Path) -> None:
+    good = (
+        "def f(x: Float[Array, 'n k']) -> Float[Array, ' n']:\n    'Adds.'\n"
+        "def g(x: Array, rng: Array, n: int) -> None:\n    'Of logits (n, k).'\n"
+        "def _h(x: Array) -> Array:\n    'Adds.'\n"
+    )
+    assert shapeless(_write(tmp_path, {"launch/a.py": good})) == []
+    bad = (
+        "def f(x: jax.Array, *, y: np.ndarray | None = None) -> int:\n    'Adds.'\n"
+        "class A:\n    'Of arrays.'\n    def g(self, key: Array) -> Array:\n        'Draws.'\n"
+    )
+    told = shapeless(_write(tmp_path, {"launch/a.py": bad}))
+    assert [t.split(": ")[1:] for t in told] == [
+        ["f", "x is an array of unknown shape"],
+        ["f", "y is an array of unknown shape"],
+        ["g", "return is an array of unknown shape"],
     ]
 
 

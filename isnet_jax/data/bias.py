@@ -297,7 +297,11 @@ def _check_unit(case: str, what: str, values: np.ndarray) -> None:
 
 
 def check_labels(case: str, labels: np.ndarray, num_classes: int) -> None:
-    """Raises ValueError that starts with ``case`` unless all are integers in 0..num_classes-1."""
+    """Labels (n,) must be integers in 0..num_classes-1.
+
+    Raises:
+      ValueError: they are not; the message starts with ``case``.
+    """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{case}: labels of dtype {labels.dtype}, expected integers")
     bad = (labels < 0) | (labels >= num_classes)

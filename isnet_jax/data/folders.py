@@ -56,7 +56,7 @@ def columns(
     channels: int,
     case: str,
 ) -> dict[str, Any]:
-    """The columns of one split; every file is looked at, see `check_opens`."""
+    """The columns of one split, with ``labels`` (n,) or (n, k); every file is opened once."""
     if not paths:
         raise ValueError(f"{case}: no images")
     check_opens(paths, case)

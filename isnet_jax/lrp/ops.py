@@ -49,7 +49,10 @@ constant_in_map.defvjp(lambda value: (value, None), lambda _, m: (None,))
 
 @jax.custom_vjp
 def halve_in_map(value: Array) -> Array:
-    """Identity whose inner derivative is halved: a bilinear product shares between its factors."""
+    """Identity whose inner derivative is halved: a bilinear product shares between its factors.
+
+    Of any shape.
+    """
     return value
 
 

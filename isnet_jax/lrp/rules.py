@@ -69,7 +69,7 @@ class Rule:
         return False
 
     def explained(self, linear: Linear, x: Array, w: Array, b: Array | None, z: Array) -> Array:
-        """The output value that relevance = multiplier * value refers to."""
+        """The output value that relevance = multiplier * value refers to, in the shape of ``z``."""
         return z
 
 
@@ -219,7 +219,7 @@ class ZPlus(AlphaBeta):
     kinds: ClassVar[frozenset[str]] = _OUTPUT_KINDS - {"relu"}
 
     def explained(self, linear: Linear, x: Array, w: Array, b: Array | None, z: Array) -> Array:
-        """What a multiplier of 1 at the output stands for."""
+        """What a multiplier of 1 at the output stands for, in the shape of ``z``."""
         if not self.own_sum:
             return z
         b_pos = None if b is None else jnp.maximum(b, 0)

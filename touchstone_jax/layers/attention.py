@@ -83,7 +83,7 @@ def dense(
 
 
 def gelu(x: Array) -> Array:
-    """The exact form, by the error function (Hendrycks and Gimpel 2016)."""
+    """Elementwise, the exact form by the error function (Hendrycks and Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=False)
 
 

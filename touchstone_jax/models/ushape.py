@@ -104,7 +104,7 @@ class UShape(nnx.Module):
             )
 
     def up(self, x: Array, skips: Sequence[Array]) -> Array | tuple[Array, ...]:
-        """Logits from what `down` gave."""
+        """Logits (b, x, y, z, k), in training of all scales, from what `down` gave."""
         made = self.decode(x, skips)
         if self.deterministic:
             return made[-1] if self.headless else self.score(made[-1])
@@ -115,7 +115,7 @@ class UShape(nnx.Module):
         return tuple(reversed(logits))
 
     def decode(self, x: Array, skips: Sequence[Array]) -> list[Array]:
-        """What the decoder stages give, the coarsest first, from what `down` gave."""
+        """Features (b, x, y, z, f) of the decoder's stages, the coarsest first, from `down`'s."""
         made = []
         for up, stage, skip in zip(self.ups, self.decoder, reversed(skips), strict=True):
             x = self._run(up, x)
