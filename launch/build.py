@@ -39,20 +39,26 @@ def found(section: Mapping[str, Any], key: str, offers: str) -> Any:
         offers: the method by which classes of this kind are known.
 
     Raises:
-        SetupError: there is no such module or attribute, or something it imports is missing.
+        SetupError: there is no such module or attribute, it is no such class, or something it
+            imports is missing.
     """
     module_name, attribute = section["name"].split(":")
+    where, what = f"config.{key}.name = {section['name']!r}", "task" if key == "task" else "job"
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise SetupError(f"config.{key}.name = {section['name']!r}: {told(error)}") from error
-    if not hasattr(module, attribute):
+    except (ImportError, ValueError, TypeError) as error:  # '' or '.x' is no module's name
+        raise SetupError(f"{where}: {told(error)}") from error
+    cls = getattr(module, attribute, None)
+    if not callable(cls) or (inspect.isclass(cls) and not hasattr(cls, offers)):
         legal = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, offers)]
-        raise SetupError(
-            f"config.{key}.name = {section['name']!r}: {module_name} has no {attribute!r}; "
-            f"{'tasks' if key == 'task' else 'jobs'} there: {', '.join(legal) or 'none'}"
+        there = hasattr(module, attribute)
+        wrong = (
+            f"{attribute!r}, which is no {what} (no {offers}())" if there else f"no {attribute!r}"
         )
-    return getattr(module, attribute)
+        raise SetupError(
+            f"{where}: {module_name} has {wrong}; {what}s there: {', '.join(legal) or 'none'}"
+        )
+    return cls
 
 
 def _check_keywords(cls: Any, keywords: dict[str, Any], key: str) -> None:

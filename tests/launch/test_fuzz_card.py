@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from launch import card
+from launch.build import make_task
 from launch.experiment import AT_LEAST, SetupError, schema
 from launch.workdir import changes
 from tests.launch.conftest import CARD, ROOT
@@ -116,6 +117,25 @@ def test_an_override_of_any_text(toy: Mapping[str, Any], key: str, text: str) ->
 @given(st.dictionaries(WORDS, VALUES, max_size=3))
 def test_a_card_of_nothing_that_is_known(values: dict[str, Any]) -> None:
     assert not unfolded(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (":Toy", "Empty module name"),
+        (".toy:Toy", "relative import"),
+        ("no\0such:Toy", "No module named"),
+        ("tests.launch.toy:CLASSES", "has 'CLASSES', which is no task .*Toy"),
+        ("tests.launch.toy:Items", r"'Items', which is no task \(no step\(\)\).*Toy"),
+        ("collections:Counter", "'Counter', which is no task"),
+        ("tests.launch.toy:Toi", "toy has no 'Toi'; tasks there: Toy"),
+        ("builtins:int", "'int', which is no task"),
+    ],
+)
+def test_what_is_no_task(toy: Mapping[str, Any], name: str, said: str) -> None:
+    (leaf,) = unfolded({**toy, "task": {"name": name}})
+    with pytest.raises(SetupError, match=f"config.task.name = .*: .*{said}"):
+        make_task(leaf.experiment)
 
 
 def test_nan_in_a_card_is_what_it_was() -> None:
