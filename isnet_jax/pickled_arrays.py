@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -87,20 +88,33 @@ def arrays_of_pickle(data: bytes) -> Any:
             or describes an array whose type, shape and bytes do not fit.
     """
     try:
-        return _unveiled(_Reader(io.BytesIO(data)).load())
-    except ValueError:
-        raise
+        _check_memo(data)
+        return _unveiled(_Reader(io.BytesIO(data)).load(), {})
     except Exception as error:  # damaged bytes can raise anything
         raise ValueError(f"not a pickle of arrays: {error}") from error
 
 
-def _unveiled(value: Any) -> Any:
+def _check_memo(data: bytes) -> None:
+    """Python's reader takes memory for all numbers below that of the last remembered value."""
+    for code, argument, _ in pickletools.genops(data):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            raise ValueError(f"the pickle remembers a value by the number {argument}")
+
+
+def _unveiled(value: Any, seen: dict[int, Any]) -> Any:
+    # Once each: lists in lists in lists, each twice, would be more than there is memory for.
+    if id(value) not in seen:
+        seen[id(value)] = _of(value, seen)
+    return seen[id(value)]
+
+
+def _of(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, _NDArray):
         return value.array()
     if isinstance(value, dict):
-        return {key: _unveiled(inner) for key, inner in value.items()}
+        return {key: _unveiled(inner, seen) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_unveiled(inner) for inner in value)
+        return type(value)(_unveiled(inner, seen) for inner in value)
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     raise ValueError(f"the pickle holds a {type(value).__name__}")

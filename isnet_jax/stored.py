@@ -92,7 +92,8 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
                 f"{path.name} needs the extra `weights` ({error}): "
                 "pip install 'isnet-touchstone-jax[weights]'"
             ) from error
-        damage: tuple[type[Exception], ...] = (SafetensorError, ValueError)
+        # AttributeError: a type of eight bits, which NumPy lacks.
+        damage: tuple[type[Exception], ...] = (SafetensorError, ValueError, AttributeError)
         load: Callable[[Path], Mapping[str, np.ndarray]] = load_file
     else:
         # RuntimeError: encrypted. MemoryError: a header promises more than the machine has.
