@@ -191,10 +191,22 @@ def _unsound(place: Path) -> dict[int, str]:
             file = place / str(step) / name
             try:
                 if name.startswith("meta/") or file.parent.is_dir():
-                    json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+                    _check_small(json.loads(file.read_text(encoding="utf-8")), name)
+            except (OSError, ValueError, RecursionError) as error:
                 found[step] = f"{name}: {_line(error)}"
     return found
+
+
+def _check_small(content: Any, name: str) -> None:
+    """Raises ValueError unless a small file of a checkpoint holds the kinds of what is written."""
+    scores = content
+    if isinstance(content, dict) and name.startswith("meta/"):
+        scores = content.get("metrics") or {}
+        if not all(isinstance(content.get(part), dict) for part in ("config", "checksums")):
+            raise ValueError("not what was written")
+    numbers = (int, float, type(None))
+    if not isinstance(scores, dict) or not all(type(v) in numbers for v in scores.values()):
+        raise ValueError("not what was written")
 
 
 @contextlib.contextmanager
@@ -245,7 +257,7 @@ def _read(checkpoint: Path, placed: Any) -> tuple[State | None, str]:
     with _orphans_silent():
         try:
             meta = json.loads((checkpoint / "meta" / "metadata").read_text(encoding="utf-8"))
-            expected = meta["checksums"]
+            expected = dict(meta["checksums"])
             with ocp.StandardCheckpointer(multiprocessing_options=alone) as reader:
                 state = reader.restore(checkpoint.absolute() / "state", placed)
         except Exception as raised:  # a damaged file can raise anything
@@ -305,7 +317,8 @@ def _best(steps: list[int], leaf: Path) -> int:
         if meta["metrics"]:
             (value,) = meta["metrics"].values()
             sign = -1.0 if meta["config"]["checkpoint"]["best_mode"] == "min" else 1.0
-            ranked.append((-math.inf if math.isnan(value) else sign * value, step))
+            known = value is not None and not math.isnan(value)
+            ranked.append((sign * value if known else -math.inf, step))
     if not ranked:
         raise SetupError(f"no checkpoint below {str(leaf)!r} has a metric to rank it by")
     return max(ranked)[1]

@@ -98,7 +98,13 @@ def _score(leaves: Sequence[Leaf], task: Any) -> None:
 
 def _is_scored(leaf: Leaf) -> bool:
     """Whether there are predictions of the training that the card asks for."""
-    return results(leaf) is not None and zipfile.is_zipfile(leaf.folder / PREDICTIONS)
+    if results(leaf) is None:
+        return False
+    try:
+        with zipfile.ZipFile(leaf.folder / PREDICTIONS) as file:
+            return file.testzip() is None
+    except Exception:  # none, or a damaged one, which can raise anything: they are made again
+        return False
 
 
 def _read(leaf: Leaf, job: Any) -> dict[str, Any]:

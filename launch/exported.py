@@ -16,6 +16,27 @@ import jax.export
 import jax.numpy as jnp
 from safetensors.numpy import load_file
 
+_NEEDED = ("input", "output", "platforms", "calling_convention", "arguments", "global_constants")
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    path = folder / "weights.safetensors"
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / "export.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return {name: about[name] for name in _NEEDED}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+
 
 def program(folder: Path, weights: dict[str, Any]) -> jax.export.Exported:
     """The stored StableHLO as a function (weights, x) -> output of jax.
@@ -23,7 +44,7 @@ def program(folder: Path, weights: dict[str, Any]) -> jax.export.Exported:
     Its shapes and types are those that export.json tells. JAX's own format for them needs a
     package more; here a function of the same shapes is made, and the stored program put into it.
     """
-    about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    about = _about(folder)
     scope = jax.export.SymbolicScope()
 
     def shaped(array: dict[str, Any]) -> jax.ShapeDtypeStruct:
@@ -44,7 +65,7 @@ def program(folder: Path, weights: dict[str, Any]) -> jax.export.Exported:
 
 def load(folder: str | Path = ".") -> Callable[[Any], jax.Array]:
     """The network as a compiled function of its input; README.md and export.json say of what."""
-    weights = load_file(Path(folder) / "weights.safetensors")
+    weights = _weights(Path(folder))
     run = jax.jit(program(Path(folder), weights).call)
     on_device = jax.device_put(weights)
     return lambda x: run(on_device, x)

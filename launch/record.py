@@ -31,13 +31,19 @@ def check_extras(tensorboard: bool) -> None:
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
-    """The complete rows of a metrics.jsonl; a line cut short by a kill is left out."""
+    """The sound rows of a metrics.jsonl; a line that a kill or a disk has hurt is left out."""
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    # Not read as text: a disk error may leave bytes that are none.
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        kinds = {"step": int, "split": str, "seconds": int | float}
+        if isinstance(row, dict) and all(isinstance(row.get(k), t) for k, t in kinds.items()):
+            numbers = (v for k, v in row.items() if k not in kinds)
+            if all(v is None or isinstance(v, int | float) for v in numbers):
+                found.append(row)
     return found
 
 

@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
         print(f"{path} is damaged and was set aside as {aside.name}", file=sys.stderr)
