@@ -33,7 +33,8 @@ verbs:
             config.jobs.benchmark: train and score every run, print the tables of all
   data      fetch a named data set and print its folder; without a name: list them
   list      list the cards below a folder (default: configs); --models: the networks
-  convert   start a card's training from an original's weights (--weights FILE, --prefix KEYS)
+  convert   start a card's training from an original's weights (--weights FILE, --prefix KEYS), and
+            make embeddings.npz of names by its or CLIP's text tower (--vocabulary FILE)
 
 --config FILE.py[:ARGUMENT] names the card; --config.KEY=VALUE changes one of its values, e.g.
 --config.optimizer.learning_rate=0.01, --config.seeds=5. It holds for all runs, so it is refused
@@ -314,7 +315,7 @@ BELONGS = {
     "licence": ("export",),
     "split": ("explain", "benchmark"),
     "models": ("list",),
-    **dict.fromkeys(("weights", "prefix"), ("convert",)),
+    **dict.fromkeys(("weights", "prefix", "vocabulary"), ("convert",)),
     **dict.fromkeys(("results", "metadata", "against", "out", "check", "data"), ("benchmark",)),
 }
 VERBS = {

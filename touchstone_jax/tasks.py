@@ -157,6 +157,11 @@ class Segmenter:
             found[mode] = nnx.split(twin, nnx.Param, ...)[0]
         return found
 
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """Names of the classes but the background, in the order of the network's outputs."""
+        return tuple(self._labels.classes)
+
     def _create(self, rngs: nnx.Rngs) -> nnx.Module:
         return create(**self._model, num_classes=self._labels.num_classes, rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""SAM-Adapter on MobileSAM, 11 million parameters, 5.3 of them trained (Gu et al. 2024).
+"""SAM-Adapter on MobileSAM, 11.6 million parameters, 5.3 of them trained (Gu et al. 2024).
 
 Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
           python -m launch VERB --config configs/touchstone/sam_adapter.py --workdir runs/sam
@@ -7,6 +7,8 @@ Weights   of the original: python -m launch convert --config … --workdir … -
           them what is frozen is random, and nothing good comes of it
 Note      slice by slice: a patch is a slice across z, enlarged to 1024 x 1024 pixels; the image
           encoder is frozen but for its adapters, its weights have no place in the optimizer
+Asks      masks_and_quality of the network takes points, boxes and masks as prompts and gives the
+          single mask and all qualities, as SAM does; what serves only these is frozen
 Attention in windows: 40 million scores a slice, 162 MB, for the gradients; the decoder adds 4,096
           by 12 tokens. Nothing is ever 4,096 by 4,096. All together training keeps 1.5 GiB a slice
           (float32), 0.3 with remat

@@ -1,4 +1,4 @@
-"""SegVol, 114 million parameters: organs asked for by name, points or box (Du et al. 2024).
+"""SegVol, 181 million parameters: organs asked for by name, points or box (Du et al. 2024).
 
 Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB in train predict:
           python -m launch VERB --config configs/touchstone/segvol.py --workdir runs/segvol
@@ -11,10 +11,16 @@ Zoom      as published: each organ is first looked for in the CT made as small a
           shares are also told where it was seen. Without zoom a point counts in the windows that
           hold it, a box in all that it reaches
 CLIP      vectors of the names that are shipped are a stand-in, as in configs/touchstone/
-          unet_clip.py; those of the published text tower (63 million parameters, frozen) go into
-          --config.task.model.embeddings=FILE
-Weights   of the original, but for the text tower: python -m launch convert --config … --workdir …
-          --weights FILE --prefix model.
+          unet_clip.py. The published ones are of the text tower in SegVol's own weights, 63.2 of
+          the 180.9 million parameters, frozen, so it runs once for each name: add --vocabulary
+          merges.txt, or the folder of its vocab.json and merges.txt, to the line below. The vectors
+          go into the checkpoint and into --workdir/embeddings.npz. CLIP's own ViT-B/32 weights make
+          that file alone, for --config.task.model.embeddings=FILE
+Weights   of the original: python -m launch convert --config … --workdir … --weights FILE --prefix
+          model.
+Asks      masks_and_quality of the network also takes masks as prompts, and gives SAM's other masks
+          and their predicted quality. The loss reads none of the 4.0 million parameters of these,
+          as the original's does not: they have no gradient, no decay and no optimizer state
 Note      of one patch only: that of the model and that of the task are one; slices lie across z
 Attention 12 layers of 12 heads over 2,048 tokens: 604 million scores a sample, 2.4 GB, for the
           gradients, unless computed again (remat: one layer's, 0.2 GB); the flash kernel of GPUs,

@@ -5,10 +5,12 @@ Command   for VERB in verify prepare: configs/touchstone/unet.py; then, for VERB
 Argument  folder of another prepared data set: unet_clip.py:DIR
 CLIP      the names' vectors that are shipped are a stand-in, a random projection of their letters
           (touchstone_jax/models/text.py): masks follow the name, nothing is known about language.
-          The published network has those of CLIP's ViT-B/32 text encoder for "A computerized
-          tomography of a {organ}"; make them where CLIP is installed and give them by
-          --config.task.model.embeddings=FILE: an .npy of floats (organs, 512) in the order of the
-          labels, or an .npz of them as "embeddings" with "names"
+          The published network has those of CLIP's ViT-B/32 text tower, projected, for "A
+          computerized tomography of a {organ}". Its weights and vocabulary make the file
+          --workdir/embeddings.npz by: python -m launch convert --config … --workdir … --weights
+          CLIP.safetensors --vocabulary bpe_simple_vocab_16e6.txt.gz; train and predict with
+          --config.task.model.embeddings=FILE. Or an .npy of floats (organs, 512) in the order of
+          the labels
 Weights   of the original, vectors included: python -m launch convert --config … --workdir …
           --weights FILE
 Memory    no attention; an organ's mask takes 16 channels of the patch, computed again for their

@@ -7,7 +7,7 @@ to a family stands in its own class: ``torch_name``, ``torch_ignored``, ``torch_
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,20 +97,47 @@ def from_torch(name: str, arrays: Mapping[str, np.ndarray], **config: Any) -> nn
             arrays with NaN or infinity; the message names them.
     """
     found = fit(name, arrays, **config)
-    graphdef, state = nnx.split(found.model)
+    streams = {
+        path: _stream(number) for number, path in enumerate(sorted(_streams(found.model), key=str))
+    }
+    more = {**streams, **_own(name, found)}
+    return filled(f"model {name!r}", found.model, found.places, arrays, found.ignored, more)
+
+
+def filled(
+    what: str,
+    model: nnx.Module,
+    places: Mapping[str, Place],
+    arrays: Mapping[str, np.ndarray],
+    ignored: Collection[str] = (),
+    more: Mapping[tuple[Any, ...], jax.Array] = {},
+) -> Any:
+    """An abstract network with arrays in their places.
+
+    Args:
+        what: of the network, for messages.
+        model: abstract.
+        places: key -> place, as of `torch_places`.
+        arrays: key -> array.
+        ignored: keys that are not read.
+        more: path -> array of variables without a place.
+
+    Raises:
+        ValueError: keys that are missing, unexpected or of the wrong shape, or arrays with NaN or
+            infinity; the message names them.
+    """
+    _refuse_misfits(what, places, arrays, ignored)
+    graphdef, state = nnx.split(model)
     values = traverse_util.flatten_dict(nnx.to_pure_dict(state))
-    for key, place in found.places.items():
+    for key, place in places.items():
         value = np.asarray(arrays[key])
         if not np.isfinite(value).all():
-            raise ValueError(f"state dict for model {name!r}: {key} has NaN or infinite values")
+            raise ValueError(f"state dict for {what}: {key} has NaN or infinite values")
         ours = values[place.path]
         value = value.transpose(np.argsort(place.axes)).reshape(ours.shape)
         # A copy: on a CPU jax may otherwise keep using the caller's memory.
         values[place.path] = jnp.array(value, ours.dtype, copy=True)
-    for number, path in enumerate(sorted(_streams(found.model), key=str)):
-        values[path] = _stream(number)
-    values.update(_own(name, found))
-    return nnx.merge(graphdef, traverse_util.unflatten_dict(values))
+    return nnx.merge(graphdef, traverse_util.unflatten_dict({**values, **more}))
 
 
 def fit(name: str, arrays: Mapping[str, Any], **config: Any) -> Fit:
@@ -128,7 +155,14 @@ def fit(name: str, arrays: Mapping[str, Any], **config: Any) -> Fit:
     model: Any = nnx.eval_shape(lambda: create(name, **config, rngs=nnx.Rngs(0)))
     places = torch_places(model)
     ignored = {k for k in arrays if k not in places and re.search(model.torch_ignored, k)}
-    given = set(arrays) - ignored
+    _refuse_misfits(f"model {name!r}", places, arrays, ignored)
+    return Fit(model, places, tuple(sorted(ignored)), config)
+
+
+def _refuse_misfits(
+    what: str, places: Mapping[str, Place], arrays: Mapping[str, Any], ignored: Collection[str]
+) -> None:
+    given = set(arrays) - set(ignored)
     problems = {
         "unexpected keys": sorted(given - set(places)),
         "missing keys": sorted(set(places) - given),
@@ -140,8 +174,7 @@ def fit(name: str, arrays: Mapping[str, Any], **config: Any) -> Fit:
     }
     said = [f"{what}: {_some(items)}" for what, items in problems.items() if items]
     if said:
-        raise ValueError(f"state dict does not fit model {name!r}: {'; '.join(said)}")
-    return Fit(model, places, tuple(sorted(ignored)), config)
+        raise ValueError(f"state dict does not fit {what}: {'; '.join(said)}")
 
 
 def torch_places(model: nnx.Module) -> dict[str, Place]:
@@ -178,14 +211,14 @@ def read_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        arrays = _READERS[path.suffix](path)
-    except KeyError:
+    if path.suffix not in _READERS:
         raise ValueError(
             f"{path}: weights must be an .npz or .safetensors file; pickles (.pth, .pt, .model) "
             "are not opened: write one with safetensors.torch.save_file where torch is installed"
-        ) from None
-    except Exception as error:
+        )
+    try:
+        arrays = _READERS[path.suffix](path)
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path}: cannot be read: {error}") from error
     found = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     if not found:

@@ -16,7 +16,7 @@ from touchstone_jax.models.clip_head import TextEmbedding
 from touchstone_jax.models.prompted import Asked, drawn_prompts, names_only
 from touchstone_jax.models.sam import check_decoder
 from touchstone_jax.models.sam_masks import SAM_NAMES, MaskDecoder, PromptEncoder
-from touchstone_jax.models.text import Source, read_embeddings
+from touchstone_jax.models.text import Source, Wording, read_embeddings
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import check, recomputed
 from touchstone_jax.models.vit import VIT_NAMES, VIT_UNUSED, ViT
@@ -111,6 +111,7 @@ class SegVol(nnx.Module):
 
     label = "segvol"
     activation = "sigmoid"
+    wording: ClassVar[Wording] = Wording("A computerized tomography of a {}.", projected=False)
     prompts: ClassVar[dict[str, int | None]] = dict.fromkeys(("organs", "points", "boxes"))
     divisor: ClassVar[Triple] = (1, 1, 1)
     # What the loss does not read, and only `masks_and_quality` does.
@@ -118,7 +119,8 @@ class SegVol(nnx.Module):
         r"^(prompt_encoder/mask_downscaling/"
         r"|mask_decoder/(iou_prediction_head|output_hypernetworks_mlps/[1-3])/)"
     )
-    torch_ignored = rf"{VIT_UNUSED}|^text_encoder\.clip_text_model\."
+    torch_tower = r"^text_encoder\.clip_text_model\."
+    torch_ignored = rf"{VIT_UNUSED}|{torch_tower}"
     torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {
         "quality_hidden": ("mask_decoder.iou_prediction_head.layers.0.weight", 0)
     }

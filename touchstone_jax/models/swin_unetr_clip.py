@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from touchstone_jax.models.clip_head import CLIP_NAMES, ClipHead, told
 from touchstone_jax.models.swin_unetr import STAGES, SwinUNETR
-from touchstone_jax.models.text import Source, read_embeddings
+from touchstone_jax.models.text import UNIVERSAL, Source, Wording, read_embeddings
 from touchstone_jax.models.unet import renamed
 
 BACKBONE = "backbone."
@@ -44,6 +44,7 @@ class SwinUNETRClip(SwinUNETR):
 
     label = "swin_unetr_clip"
     activation = "sigmoid"
+    wording: ClassVar[Wording] = UNIVERSAL
     torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {
         "in_channels": (f"{BACKBONE}swinViT.patch_embed.proj.weight", 1),
         "width": (f"{BACKBONE}swinViT.patch_embed.proj.weight", 0),

@@ -1,11 +1,11 @@
 """What an organ's name is to a network: a vector of a text encoder, or what stands in for it.
 
-The published models read vectors of CLIP's ViT-B/32 text encoder (Radford et al. 2021), made once
-of `PROMPT`. That encoder is no part of this library: whoever has its vectors gives them as a file
-(`read_embeddings`). By default networks read `DEFAULT`, the vectors of `stand_in` for the classes
-of AbdomenAtlas 1.1, whose first nine are those of 1.0. They tell organs apart, and names with words
-in common are near each other; they know nothing about language, so a network that is trained on
-them is not the published one.
+The published models read vectors of CLIP's ViT-B/32 text tower (Radford et al. 2021), made once of
+a sentence about each organ, `Wording`. Whoever has the tower's weights makes a file of them, by
+`touchstone_jax.models.clip_text`, that `read_embeddings` reads. By default networks read `DEFAULT`,
+the vectors of `stand_in` for the classes of AbdomenAtlas 1.1, whose first nine are those of 1.0.
+They tell organs apart, and names with words in common are near each other; they know nothing about
+language, so a network that is trained on them is not the published one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -21,6 +22,23 @@ from touchstone_jax.legal import unknown
 
 PROMPT = "A computerized tomography of a {}"
 """Of Liu et al. 2023, "CLIP-Driven Universal Model", table 1, V3."""
+
+
+class Wording(NamedTuple):
+    """How a network's names are said to the text tower.
+
+    Attributes:
+        prompt: the sentence, with {} for the organ.
+        projected: whether vectors are in the space that CLIP shares with pictures, or as the
+            tower's last norm makes them.
+    """
+
+    prompt: str
+    projected: bool
+
+
+UNIVERSAL = Wording(PROMPT, projected=True)
+"""Of Liu et al. 2023."""
 
 DEFAULT = Path(__file__).with_name("organ_embeddings.npz")
 """``names`` (25,) and ``embeddings`` (25, 512) float32."""
@@ -46,6 +64,14 @@ def stand_in(organs: Sequence[str]) -> Float32[np.ndarray, "n 512"]:
             row += 2.0 * bits - 1.0
     length = np.sqrt(np.square(made).sum(-1, keepdims=True))
     return (10 * made / length).astype(np.float32)
+
+
+def spoken(organ: str) -> str:
+    """The name in plain words: "adrenal_gland_left" is "left adrenal gland"."""
+    words = organ.replace("_", " ").split()
+    if len(words) > 1 and words[-1] in ("left", "right"):
+        words = [words[-1], *words[:-1]]
+    return " ".join(words)
 
 
 def read_embeddings(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from touchstone_jax.layers import ConvNormAct, InstanceNorm, UpConv
 from touchstone_jax.layers.resize import Maxima
 from touchstone_jax.models.clip_head import CLIP_NAMES, ClipHead, told
-from touchstone_jax.models.text import Source, read_embeddings
+from touchstone_jax.models.text import UNIVERSAL, Source, Wording, read_embeddings
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import UShape, check, per_stage
 
@@ -67,6 +67,7 @@ class UNetClip(UShape):
 
     label = "unet_clip"
     activation = "sigmoid"
+    wording: ClassVar[Wording] = UNIVERSAL
     torch_ignored = r"num_batches_tracked$|running_(mean|var)$"
     torch_sizes: ClassVar[dict[str, tuple[str, int]]] = {
         "in_channels": ("backbone.down_tr64.ops.0.conv1.weight", 1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
+from jaxtyping import Float32
 
+from touchstone_jax.models.clip_head import TextEmbedding
 from touchstone_jax.models.convert import fit, from_torch, read_arrays
 from touchstone_jax.models.create import MODELS
 
@@ -17,7 +21,11 @@ State = dict[str, Any]
 
 
 def into_state(
-    state: State, model: Mapping[str, Any], path: str | Path, prefix: str = ""
+    state: State,
+    model: Mapping[str, Any],
+    path: str | Path,
+    prefix: str = "",
+    vectors: Float32[np.ndarray, "n c"] | None = None,
 ) -> tuple[State, str]:
     """(the state with the weights of a file, what was read in a line).
 
@@ -30,6 +38,8 @@ def into_state(
             widths that follow from a plan are read from the weights.
         path: an .npz or .safetensors file with the original's keys.
         prefix: what its keys begin with, e.g. "network.".
+        vectors: of the organs' names, instead of those of the state or of the weights; e.g. of
+            `touchstone_jax.models.clip_text.name_vectors`.
 
     Raises:
         ValueError: no such network, weights that do not fit it, or a state of another network.
@@ -47,11 +57,17 @@ def into_state(
     for part, values in made.items():
         _same_shapes(Path(path), state.get(part), values)
     made["rest"] = _with_own(network, made["rest"], state["rest"])
+    if vectors is not None:
+        made["rest"] = _with_vectors(network, made["rest"], vectors)
     if "ema" in state:
         made["ema"] = {**state["ema"], "params": jax.tree.map(jnp.copy, made["params"])}
     said = f"{len(found.places)} arrays of {path} read"
-    if found.ignored:
-        said += f", {len(found.ignored)} that hold nothing of their own left out"
+    pattern = getattr(network, "torch_tower", "$^")
+    tower = [key for key in found.ignored if re.search(pattern, key)]
+    if len(found.ignored) > len(tower):
+        said += f", {len(found.ignored) - len(tower)} that hold nothing of their own left out"
+    if tower and vectors is None:
+        said += f", {len(tower)} of a text tower left out: names keep the vectors that they had"
     return {**state, **made}, said
 
 
@@ -61,6 +77,16 @@ def _with_own(network: nnx.Module, made: State, before: State) -> State:
     values, old = (traverse_util.flatten_dict(tree) for tree in (made, before))
     for path, _ in nnx.to_flat_state(nnx.state(network, nnx.Any(*kinds))) if kinds else ():
         values[path] = old[path]
+    return traverse_util.unflatten_dict(values)
+
+
+def _with_vectors(network: nnx.Module, rest: State, vectors: np.ndarray) -> State:
+    """``rest`` with those vectors of the organs' names."""
+    values = traverse_util.flatten_dict(rest)
+    for path, old in nnx.to_flat_state(nnx.state(network, TextEmbedding)):
+        if old.shape != vectors.shape:
+            raise ValueError(f"vectors {vectors.shape} of names; the network reads {old.shape}")
+        values[path] = jnp.asarray(vectors, jnp.float32)
     return traverse_util.unflatten_dict(values)
 
 
