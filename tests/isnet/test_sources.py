@@ -1,8 +1,10 @@
 """Coloured digits, ties, pictures in folders and tables, markers on any data; and bad input."""
 
 import gzip
+import json
 import struct
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,8 @@ from PIL import Image
 from isnet_jax import data
 from isnet_jax.data import coloured, ties
 from isnet_jax.data.pictures import nearest
+from launch import record
+from launch.__main__ import main
 
 
 def digits(n=60, side=8):
@@ -387,3 +391,36 @@ def test_attributes_of_faces(faces):
     (faces / "list_eval_partition.txt").write_text("0.jpg 3\n")
     with pytest.raises(ValueError, match=r"list_eval_partition.txt: line 1: expected"):
         data.load("celeba", folder=str(faces), attributes=("Young",))
+
+
+# ------------------------------------------------------------------ the card of all four
+
+
+def in_card(name, request):
+    """Keys of `configs/isnet/photos.py` for a few pictures in the layout of that data set."""
+    if name == "xray":
+        place = request.getfixturevalue("pictures")
+        return {"folder": str(place / "x"), "masks": str(place / "m")}
+    if name == "celeba":
+        place = request.getfixturevalue("faces")
+        return {"folder": str(place), "attributes": ("Smiling", "Young")}
+    found = request.getfixturevalue({"chexpert": "chest", "dogs": "dogs"}[name])
+    return {key: value for key, value in found.items() if key != "size"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["xray-isnet", "chexpert-erm", "dogs-erm", "celeba-erm"])
+def test_the_card_of_photos_runs(row, request, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "draw", lambda source, target: None)
+    model = {"name": "resnet", "block": "basic", "depths": (1,), "width": 2, "stem": "small"}
+    changes = {f"task.data.{k}": v for k, v in in_card(row.partition("-")[0], request).items()}
+    changes |= {"steps": 2, "log_every": 1, "eval_every": 2, "batch_size": 8, "mesh.data": 1}
+    changes |= {"task.data.size": 12, "task.tune_steps": 2, f"runs.{row}.task.model": model}
+    keys = [f"--config.{key}={value!r}" for key, value in changes.items()]
+    where = ["--config", f"configs/isnet/photos.py:{row}", "--workdir", str(tmp_path / "work")]
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        assert main(["train", *where, *keys]) == 0
+    (file,) = (tmp_path / "work").rglob("metrics.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    losses = [one["loss"] for one in rows if one.get("split") == "train"]
+    assert len(losses) == 2 and np.isfinite(losses).all()
