@@ -36,6 +36,9 @@ class Distillation:
             code does; "detach" holds them constant (proper LRP).
         freeze_head: no gradient reaches the student's output layer; None: all targets but output.
         temperature: of the output distillation, > 0.
+        rectified: Grad-CAM with its ReLU, as published. A student's map of zeros has no gradient,
+            and next to a teacher's map of zeros any other is infinitely far; of ten classes most
+            maps are. False compares what the ReLU is applied to.
 
     Raises:
         ValueError: a value outside the above.
@@ -48,6 +51,7 @@ class Distillation:
     statistics: str = "through"
     freeze_head: bool | None = None
     temperature: float = 3.0
+    rectified: bool = True
 
     def __post_init__(self) -> None:
         check("distillation target", self.target, TARGETS)

@@ -207,4 +207,4 @@ def explained(
     features, slope = kept[one.layer], slope[one.layer]
     weights = slope.mean(tuple(range(1, slope.ndim - 1)), keepdims=True)
     cam = (features * jnp.broadcast_to(weights, features.shape)).sum(-1, keepdims=True)
-    return Explained(jax.nn.relu(cam), logits, rest)
+    return Explained(jax.nn.relu(cam) if method.rectified else cam, logits, rest)

@@ -77,8 +77,8 @@ def test_other_maps_from_their_definitions(images):
     model.eval()
     classes = jnp.asarray([1, 1, 0])
 
-    def seen(target):
-        method = distill.Distillation(target)
+    def seen(target, **options):
+        method = distill.Distillation(target, **options)
         ours = distill.side(model, method)
         return fast_jit(
             lambda variables, x: (
@@ -104,9 +104,12 @@ def test_other_maps_from_their_definitions(images):
     # Behind the global average the slope of logit k in a cell of channel c is w_ck / cells.
     w = np.asarray(model.classifier.kernel[...])[:, np.asarray(classes)]  # (c, b)
     cells = features.shape[1] * features.shape[2]
-    cam = np.maximum(np.einsum("bhwc,cb->bhw", features, w / cells), 0)
-    assert cam.max() > 0
-    np.testing.assert_allclose(seen("grad_cam")[..., 0], cam, rtol=1e-12, atol=1e-15)
+    cam = np.einsum("bhwc,cb->bhw", features, w / cells)
+    assert cam.min() < 0 < cam.max()
+    rectified = np.maximum(cam, 0)
+    np.testing.assert_allclose(seen("grad_cam")[..., 0], rectified, rtol=1e-12, atol=1e-15)
+    raw = seen("grad_cam", rectified=False)[..., 0]
+    np.testing.assert_allclose(raw, cam, rtol=1e-12, atol=1e-15)
 
 
 # ---------------------------------------------------------------- the distances
