@@ -20,7 +20,7 @@ from launch.card import Leaf
 from launch.evaluate import chosen
 from launch.experiment import REFUSALS, SetupError, told
 from launch.stream import feeder
-from launch.workdir import refuse_changes, results
+from launch.workdir import as_trained, refuse_changes, results
 
 PREDICTIONS = "predictions.npz"
 VERB = "benchmark"
@@ -98,7 +98,7 @@ def _score(leaves: Sequence[Leaf], task: Any) -> None:
 
 def _is_scored(leaf: Leaf) -> bool:
     """Whether there are predictions of the training that the card asks for."""
-    if results(leaf) is None:
+    if results(leaf) is None or not as_trained(leaf):
         return False
     try:
         with zipfile.ZipFile(leaf.folder / PREDICTIONS) as file:

@@ -145,16 +145,18 @@ def changes(
 ) -> list[str]:
     """Tell `key: old -> new` for every key that matters and differs.
 
-    With `grow`, `steps` may be more than before, where the schedule does not depend on it. The
-    task's keywords in `places` say where data are: what is there counts, see `refuse_other_data`.
+    With `grow`, `steps` may be more than before, where the schedule does not depend on it. Texts
+    in the task's keywords `places` may say where data are: `refuse_other_data` judges them.
     """
-    apart = {"task": {k: v for k, v in old.get("task", {}).items() if k not in places}}
-    now = {"task": {k: v for k, v in new.get("task", {}).items() if k not in places}}
-    before, after, told = dotted({**old, **apart}), dotted({**new, **now}), []
+    before, after, told = dotted(old), dotted(new), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
         same = a == b or repr(a) == repr(b)  # NaN is what it was
-        if same or key in FREE or key.partition(".")[0] == "jobs":
+        top, _, inner = key.partition(".")
+        if same or key in FREE or top == "jobs":
+            continue
+        placed = top == "task" and inner.partition(".")[0] in places
+        if placed and isinstance(a, str) and isinstance(b, str):
             continue
         why = ""
         if key == "steps" and grow and isinstance(a, int) and b > a:
@@ -256,10 +258,10 @@ def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
     """
     leaves = sorted(leaf.label for leaf in todo)
     done = complete(workdir) == leaves and (workdir / "table.md").is_file()
-    return done and all(results(leaf) is not None and _as_trained(leaf) for leaf in todo)
+    return done and all(results(leaf) is not None and as_trained(leaf) for leaf in todo)
 
 
-def _as_trained(leaf: Leaf) -> bool:
-    """False where --force goes on with another config: the old results are not its own."""
-    old, places = stored_config(leaf), stored_identity(leaf.folder)
-    return old is not None and not changes(old, leaf.config, places=places)
+def as_trained(leaf: Leaf) -> bool:
+    """Whether the config is that of the training; of data in another place that is not known yet."""
+    old = stored_config(leaf)
+    return old is not None and not changes(old, leaf.config)

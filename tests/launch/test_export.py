@@ -205,6 +205,18 @@ def test_what_is_no_exported_segmenter(classifier, segmenter, tmp_path: Path) ->
         segment("ct.nii.gz", (1, 1, 1))
 
 
+def test_other_options_of_data_that_may_have_moved_are_refused(classifier, capsys) -> None:
+    file, workdir = classifier
+    where = ("--config", file, "--workdir", str(workdir))
+    for key, told in (
+        ("num_classes=3", "task.data.num_classes: 2 -> 3"),
+        ("source=mnist_bias", "MaskedClassifier: "),
+    ):
+        with jax.numpy_dtype_promotion("standard"):
+            assert main(["train", *where, f"--config.task.data.{key}"]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_what_the_classifiers_card_says(classifier) -> None:
     folder = classifier[1] / "seed0/export"
     text = (folder / "README.md").read_text()
