@@ -147,10 +147,12 @@ def _by_rule(
 
 
 def _unmatched(pattern: str, abstract: Any) -> SetupError:
-    names = [
+    every = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(abstract)
     ]
+    # The optimizer's arrays are called as the parameters that they belong to, behind a prefix.
+    names = sorted(every, key=lambda name: not name.startswith("params/"))
     return SetupError(
         f"config.mesh.rules: {pattern!r} is not used by any of the {len(names)} arrays (or earlier "
         f"rules take all that it matches); arrays are {', '.join(names[:8])}"

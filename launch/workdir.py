@@ -262,6 +262,6 @@ def finished(workdir: Path, todo: Sequence[Leaf]) -> bool:
 
 
 def as_trained(leaf: Leaf) -> bool:
-    """Whether the config is that of the training; of data in another place that is not known yet."""
+    """Whether the config is that of the training, where the data lie among it."""
     old = stored_config(leaf)
     return old is not None and not changes(old, leaf.config)
