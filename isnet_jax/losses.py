@@ -110,7 +110,10 @@ def background_loss(
         area = jnp.broadcast_to(mask, (mask.shape[0], 1, *relevance.shape[2:])).sum(axes)
         inside = (size if norm == "abs_mean" else relevance) * mask
         level = inside.sum(axes, keepdims=True) / (area.reshape(_ones(area, relevance)) + 1e-10)
-        scaled = magnitude(size / (level + 1e-10))
+        level += 1e-10
+        if norm == "mean":  # one of about -1e-10 would now divide by about 0
+            level = jnp.where(magnitude(level) < 1e-10, 1e-10, level)
+        scaled = magnitude(size / level)
     outside = jnp.moveaxis(scaled * (1 - mask), -1, 2)
     q = gwrp(outside.reshape(*outside.shape[:3], -1), decay)
     each = jnp.minimum(jnp.log1p(q / scale), math.log(CAP))
