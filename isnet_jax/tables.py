@@ -17,7 +17,10 @@ import numpy as np
 from isnet_jax.metrics import delong, f1_intervals
 from isnet_jax.predictions import Predictions
 
+KEYS = ("data", "method", "seed", "split")
 SCORES = ("accuracy", "macro_f1", "auc", "mass")
+F1 = ("mean", "sd", "low", "high")
+TESTED = ("auc", "reference_auc", "z", "log10_p")
 _LEVEL = math.log10(0.05)
 
 Found = Mapping[str, Mapping[int, Mapping[str, Predictions]]]  # run -> seed -> split
@@ -29,8 +32,9 @@ class MethodTables:
     Args:
         reference: method of each table whose AUCs the others' are compared with.
         f1_samples: Monte-Carlo draws of `isnet_jax.metrics.f1_intervals`.
-        gap: (split, split) whose difference in accuracy is a column, a data set; {}: the first and
-            the last split.
+        gap: (split, split) whose difference in accuracy is a column, a data set; {}: T_biased and
+            T_deceiving of the first test set T that has both, else the first and the last split.
+            One split alone has no such column.
 
     Raises:
         ValueError: f1_samples below 1.
@@ -57,12 +61,13 @@ class MethodTables:
             folder: exists.
         """
         scores = score_rows(found)
-        _write(folder / "scores.csv", scores)
+        _write(folder / "scores.csv", scores, (*KEYS, *SCORES))
         summary = summary_rows(scores)
-        _write(folder / "summary.csv", summary)
-        _write(folder / "f1.csv", f1_rows(found, self._samples))
+        ends = (f"{name}_{end}" for name in SCORES for end in ("mean", "sd"))
+        _write(folder / "summary.csv", summary, ("data", "method", "split", "seeds", *ends))
+        _write(folder / "f1.csv", f1_rows(found, self._samples), (*KEYS, "class", *F1))
         compared = delong_rows(found, self._reference)
-        _write(folder / "delong.csv", compared)
+        _write(folder / "delong.csv", compared, (*KEYS, "class", *TESTED))
         text = self._markdown(scores, summary, compared)
         (folder / "tables.md").write_text(text, encoding="utf-8")
         return text
@@ -72,7 +77,7 @@ class MethodTables:
         for data in dict.fromkeys(row["data"] for row in summary):
             own = [row for row in summary if row["data"] == data]
             splits = list(dict.fromkeys(row["split"] for row in own))
-            pair = tuple(self._gap.get(data, (splits[0], splits[-1])))
+            pair = tuple(self._gap.get(data) or _pair(splits))
             parts.append(f"## {data}\n")
             for title, names in (
                 ("Accuracy in %, mean ± sd; of the heatmap, % in the foreground", ("accuracy",)),
@@ -80,14 +85,15 @@ class MethodTables:
             ):
                 head = ["method", "seeds", *(f"{n} {s}" for n in names for s in splits)]
                 if names == ("accuracy",):
-                    head += [f"{pair[0]} - {pair[1]}", *(f"mass {s}" for s in splits)]
+                    head += [f"{pair[0]} - {pair[1]}"] if pair[0] != pair[1] else []
+                    head += [f"mass {s}" for s in splits]
                 rows = []
                 for method in dict.fromkeys(row["method"] for row in own):
                     at = {row["split"]: row for row in own if row["method"] == method}
                     line = [method, str(max(row["seeds"] for row in at.values()))]
                     line += [_percent(at.get(s), n) for n in names for s in splits]
                     if names == ("accuracy",):
-                        line.append(_gap(scores, data, method, pair))
+                        line += [_gap(scores, data, method, pair)] if pair[0] != pair[1] else []
                         line += [_percent(at.get(s), "mass") for s in splits]
                     rows.append(line)
                 parts.append(f"{title}\n\n{grid(head, rows)}")
@@ -147,7 +153,7 @@ def f1_rows(found: Found, samples: int = 5000) -> list[dict[str, Any]]:
             if said.multi_label:
                 rows = {index: table[1]}
             for label, numbers in rows.items():
-                told = zip(("mean", "sd", "low", "high"), map(float, numbers), strict=True)
+                told = zip(F1, map(float, numbers), strict=True)
                 made.append(where | {"class": label} | dict(told))
     return made
 
@@ -186,12 +192,11 @@ def delong_rows(found: Found, reference: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------- text
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _percent(row: Mapping[str, Any] | None, name: str) -> str:
@@ -199,6 +204,13 @@ def _percent(row: Mapping[str, Any] | None, name: str) -> str:
         return "–"
     sd = row[f"{name}_sd"]
     return f"{100 * row[f'{name}_mean']:.1f}" + (f" ± {100 * sd:.1f}" if sd == sd else "")
+
+
+def _pair(splits: Sequence[str]) -> tuple[str, str]:
+    """The splits compared: one test set with its bias and against it, where there are such."""
+    of = (name.removesuffix("_biased") for name in splits if name.endswith("_biased"))
+    both = ((f"{name}_biased", f"{name}_deceiving") for name in of)
+    return next((pair for pair in both if pair[1] in splits), (splits[0], splits[-1]))
 
 
 def _gap(scores: Sequence[Mapping], data: str, method: str, pair: tuple[str, ...]) -> str:

@@ -83,6 +83,22 @@ def test_without_a_reference_nothing_is_compared():
     assert delong_rows({"a-b": {0: {"t": predicted(30)}}}, "erm") == []
 
 
+def test_alone_a_method_has_no_tests_but_their_columns(tmp_path):
+    found = {"a-b": {0: {"t": predicted(30)}}}
+    assert "t - t" not in MethodTables(f1_samples=200).tables(found, tmp_path)
+    head = (tmp_path / "delong.csv").read_text().splitlines()
+    assert head == ["data,method,seed,split,class,auc,reference_auc,z,log10_p"]
+
+
+def test_the_gap_is_that_of_one_test_set_with_and_against_its_marker(tmp_path):
+    kinds = ("a_biased", "a", "a_deceiving", "z_biased", "z", "z_deceiving")
+    found = {"x-erm": {0: {name: predicted(40 - i) for i, name in enumerate(kinds)}}}
+    text = MethodTables(f1_samples=200).tables(found, tmp_path)
+    head, _, row = text.splitlines()[4:7]
+    at = [cell.strip() for cell in head.split("|")].index("a_biased - a_deceiving")
+    assert row.split("|")[at].strip() == "5.0"  # 40 and 38 of 40
+
+
 def test_what_is_not_a_number_is_left_out_of_means():
     base = {"data": "d", "method": "m", "split": "s", "macro_f1": 1.0, "auc": math.nan, "mass": 0.5}
     (row,) = summary_rows([base | {"seed": 0, "accuracy": 0.5}, base | {"seed": 1, "accuracy": 1}])
