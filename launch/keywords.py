@@ -35,8 +35,9 @@ def listed(card: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dic
     for key, _ in overrides:
         parts = key.split(".")
         section = made.get(parts[1]) if len(parts) == 3 and parts[0] == "jobs" else None
-        named = isinstance(section, dict) and str(section.get("name")).count(":") == 1
-        if named and parts[2] not in section:
+        if not isinstance(section, dict) or str(section.get("name")).count(":") != 1:
+            continue
+        if parts[2] not in section:
             section[parts[2]] = _default(section, parts[1], parts[2])
     return {**card, "jobs": made} if jobs else dict(card)
 
