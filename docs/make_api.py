@@ -35,6 +35,7 @@ MODULES = (
     "touchstone_jax.models.convert",
     "touchstone_jax.losses",
     "touchstone_jax.infer",
+    "touchstone_jax.exported",
     "touchstone_jax.metrics",
     "touchstone_jax.stats",
     "touchstone_jax.evaluate",
