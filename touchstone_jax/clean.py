@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from touchstone_jax.components import components
 from touchstone_jax.metrics.boxes import label_boxes
 
 ALL = "*"
@@ -131,9 +132,7 @@ def check_organs(options: Mapping[str, Any], indices: Mapping[str, int]) -> None
 
 def _remove(box: UInt8[np.ndarray, "z y x"], label: int, how: Cleaning, voxel_ml: float) -> int:
     """Remove components of a label from a view of the label map; how many voxels."""
-    import cc3d
-
-    pieces, count = cc3d.connected_components(box == label, connectivity=26, return_N=True)
+    pieces, count = components(box == label)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     # Room for rounding: a component of exactly the size stays.
     keep: Bool[np.ndarray, " n"] = sizes * voxel_ml >= how.min_ml * (1 - 1e-9)

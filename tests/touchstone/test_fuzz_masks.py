@@ -3,11 +3,13 @@
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from touchstone_jax.clean import Cleaning, clean
+from touchstone_jax.components import components
 from touchstone_jax.labels import combine_masks, map_labels
 from touchstone_jax.labels.schemes import scheme
 from touchstone_jax.metrics import dice, iou, joint_histogram, nsd
@@ -64,6 +66,30 @@ def test_scores_of_names(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float
         if both:
             assert found[organ].nsd == 1  # the other surface is never that far
         assert 0 <= found[organ].dsc < 1
+
+
+# ---------------------------------------------------------------- components
+
+
+@given(
+    hnp.arrays(bool, st.tuples(*[st.sampled_from([1, 1, 2, 5])] * 3)),
+    st.sampled_from(list(itertools.permutations(range(3)))),
+)
+@example(np.array([True, False, True]).reshape(1, 1, 3), (0, 1, 2))
+def test_components(mask: np.ndarray, axes: tuple[int, ...]) -> None:
+    mask = mask.transpose(axes)
+    found, count = components(mask)
+    expected, number = ndimage.label(mask, np.ones((3, 3, 3)))
+    assert count == number and found.shape == mask.shape
+    np.testing.assert_array_equal(found > 0, mask)
+    assert len(np.unique(found.astype(np.int64) * 1000 + expected)) == count + (not mask.all())
+
+
+def test_specks_on_a_line_are_cleaned() -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2, 1, :4:3] = 1
+    found, changed = clean(labels, (1.0, 1.0, 1.0), INDICES, {"liver": Cleaning(largest=True)})
+    assert found.sum() == 1 and changed["liver"].removed == 1
 
 
 # ---------------------------------------------------------------- cleaning

@@ -11,23 +11,23 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool
 
+from touchstone_jax.components import components
+
 
 def split_left_right(
     mask: Bool[np.ndarray, "x y z"],
 ) -> tuple[Bool[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"], int]:
     """The left and the right organ of one mask (canonical axes), and voxels of neither."""
-    import cc3d
-
-    components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    pieces, count = components(mask)
     if not count:
         return mask.copy(), mask.copy(), 0
-    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     # Stable, so that of equal components the first in memory comes first on every machine.
     largest = np.argsort(-sizes, kind="stable")[:2] + 1
     along_x = np.arange(mask.shape[0])
     parts, centres = [], []
     for component in largest:
-        part = components == component
+        part = pieces == component
         parts.append(part)
         centres.append(float(part.sum(axis=(1, 2)) @ along_x / part.sum()))
     dropped = int(mask.sum()) - sum(int(part.sum()) for part in parts)
