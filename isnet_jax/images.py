@@ -116,7 +116,8 @@ def opened(path: Path) -> Iterator[Image]:
 
 def _scale_transparent_colour(file: Image) -> None:
     """PNG's transparent colour in the steps of the pixels, which Pillow brings to 8 bits."""
-    key, form = file.info.get("transparency"), file.tile[0][3] if file.tile else ""
+    tiles = getattr(file, "tile", ())  # how the file packs its pixels
+    key, form = file.info.get("transparency"), tiles[0][3] if tiles else ""
     if isinstance(key, int) and form in ("L;2", "L;4"):
         bits = int(form[-1])
         file.info["transparency"] = key % 2**bits * (255 // (2**bits - 1))

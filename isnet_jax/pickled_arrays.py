@@ -97,7 +97,7 @@ def arrays_of_pickle(data: bytes) -> Any:
 def _check_memo(data: bytes) -> None:
     """Python's reader takes memory for all numbers below that of the last remembered value."""
     for code, argument, _ in pickletools.genops(data):
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise ValueError(f"the pickle remembers a value by the number {argument}")
 
 
