@@ -58,6 +58,7 @@ def test_small_files(tmp_path: Path, raw: bytes) -> None:
 def leaf(tmp_path_factory: pytest.TempPathFactory) -> Leaf:
     made = leaves(resolve(read(str(ROOT / CARD))), tmp_path_factory.mktemp("w"))[0]
     made.folder.mkdir()
+    write_json(made.folder / "config.json", made.config)
     return made
 
 
