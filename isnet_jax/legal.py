@@ -6,7 +6,8 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TypeVar
+from numbers import Real
+from typing import TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -23,6 +24,11 @@ def check(what: str, name: str, legal: Iterable[str]) -> None:
     """Raises ValueError unless ``name`` is one of ``legal``."""
     if name not in legal:
         raise unknown(what, name, legal)
+
+
+def number(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is a real number (cards can hold text in its place)."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def call(what: str, name: str, table: Mapping[str, Callable[..., T]], options: Mapping) -> T:

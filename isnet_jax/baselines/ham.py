@@ -52,6 +52,9 @@ class HAM:
     refine: float = 0.4
 
     def __post_init__(self) -> None:
+        normal = self.normal
+        if normal is not None and (type(normal) is not int or normal < 0):
+            raise ValueError(f"HAM normal={normal!r}; expected a label >= 0, or None")
         weights = ("anomaly", "bound", "union", "supervision")
         not_negative("HAM", **{name: getattr(self, name) for name in weights})
 

@@ -23,6 +23,7 @@ from isnet_jax.baselines.terms import (
 )
 from isnet_jax.baselines.unet2d import WIDTHS, Decoder, Encoder, padded, segmentation
 from isnet_jax.isnet import Programs
+from isnet_jax.legal import number
 from isnet_jax.lrp.layers import AdaptiveAvgPool, Dense, ReLU
 from isnet_jax.models.dropout import Dropout
 
@@ -86,8 +87,8 @@ class MultiTask:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"multi-task weight={self.weight}; must lie in [0, 1]")
+        if not number(self.weight) or not 0 <= self.weight <= 1:
+            raise ValueError(f"multi-task weight={self.weight!r}; must lie in [0, 1]")
 
 
 def objective(

@@ -25,7 +25,7 @@ from isnet_jax.baselines.terms import (
 )
 from isnet_jax.baselines.unet2d import segmentation
 from isnet_jax.isnet import Programs
-from isnet_jax.legal import check
+from isnet_jax.legal import check, number
 
 FILLS = ("zero", "white", "grey_noise", "colour_noise")
 
@@ -45,8 +45,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check("pipeline fill", self.fill, FILLS)
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"pipeline threshold={self.threshold}; must lie in (0, 1)")
+        if not number(self.threshold) or not 0 < self.threshold < 1:
+            raise ValueError(f"pipeline threshold={self.threshold!r}; must lie in (0, 1)")
 
 
 def predicted_mask(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from isnet_jax.isnet import Programs, bind, correct, cross_entropy
+from isnet_jax.legal import number
 
 Array = jax.Array
 Tree = Any
@@ -45,8 +46,8 @@ def needs(batch: dict[str, Array], method: str, *names: str) -> None:
 def not_negative(method: str, **values: float) -> None:
     """Raises ValueError for a setting that is no finite number >= 0."""
     for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{method} {name}={value}; expected a finite number >= 0")
+        if not number(value) or not 0 <= value < float("inf"):
+            raise ValueError(f"{method} {name}={value!r}; expected a finite number >= 0")
 
 
 def background(batch: dict[str, Array], like: Array) -> Array:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import optax
 
+from isnet_jax.legal import number
+
 Array = jax.Array
 Tree = Any
 Batches = Callable[[int], dict[str, Array]]
@@ -28,10 +30,11 @@ class Fit:
     learning_rate: float = 3e-3
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.learning_rate > 0:
+        whole = type(self.steps) is int and self.steps >= 1
+        if not whole or not number(self.learning_rate) or not self.learning_rate > 0:
             raise ValueError(
-                f"fit: steps={self.steps}, learning_rate={self.learning_rate}; expected at least "
-                "1 and more than 0"
+                f"fit: steps={self.steps!r}, learning_rate={self.learning_rate!r}; expected an "
+                "integer >= 1 and a number > 0"
             )
 
     def run(

@@ -15,7 +15,7 @@ from isnet_jax.baselines import group_dro, irm, pgi
 from isnet_jax.baselines.group_inference import GroupInference, infer_groups
 from isnet_jax.baselines.groups import balanced, ramped
 from isnet_jax.data.splits import TRAIN
-from isnet_jax.legal import call
+from isnet_jax.legal import call, number
 from isnet_jax.lrp import taps
 from isnet_jax.methods.fit import Batches, Fit
 from isnet_jax.methods.network import Array, Network, State, maker
@@ -50,9 +50,17 @@ class Grouped:
         rest = {name: value for name, value in options.items() if name not in _OWN}
         self._method = call("method", kind, {kind: settings}, rest)
         self._epoch, self._ramp = own.get("epoch", 100), own.get("ramp", 5)
-        if type(self._epoch) is not int or self._epoch < 1 or not self._ramp >= 0:
-            raise ValueError(f"{kind}: epoch={self._epoch}, ramp={self._ramp}; must be >= 1, >= 0")
+        whole = type(self._epoch) is int and self._epoch >= 1
+        if not whole or not number(self._ramp) or not self._ramp >= 0:
+            raise ValueError(
+                f"{kind}: epoch={self._epoch!r}, ramp={self._ramp!r}; must be an integer >= 1 and "
+                "a number >= 0"
+            )
+        if getattr(self._method, "groups", 2) != 2:
+            raise ValueError(f"{kind}: groups={self._method.groups}; two are inferred of a class")
         inference = own.get("inference", {})
+        if not isinstance(inference, Mapping):
+            raise ValueError(f"{kind}: inference={inference!r}; must hold GroupInference's fields")
         self._inference = call("inference", kind, {kind: GroupInference}, inference)
         self._kind, self._setting = kind, setting
         make = maker(setting.model, setting.num_classes, setting.channels, setting.compute)

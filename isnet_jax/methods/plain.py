@@ -45,7 +45,7 @@ class Plain:
         logits: Callable[[Any], Array] = plain_logits
         if kind == "ham":
             # The normal class has no logit of its own.
-            classes -= self._method.normal is not None
+            classes -= _has_normal(self._method.normal, setting)
             logits = lambda out: ham.all_logits(out, self._method)  # noqa: E731
         make = maker(setting.model, classes, setting.channels, setting.compute)
         self.network = Network(make, logits=logits)
@@ -76,3 +76,17 @@ class Plain:
     def prepare(self, state: State, batches: Batches) -> State:
         """See `isnet_jax.methods.Method`."""
         return state
+
+
+def _has_normal(normal: int | None, setting: Setting) -> bool:
+    """Whether HAM's labels include one without a finding; raises if it can be none of them."""
+    if normal is None:
+        return False
+    if setting.data.multi_label:
+        raise ValueError(f"HAM normal={normal}: of several findings none is normal; give None")
+    if normal >= setting.num_classes:
+        raise ValueError(
+            f"HAM normal={normal}; legal: 0..{setting.num_classes - 1}, or None: every label is a "
+            "finding"
+        )
+    return True

@@ -216,6 +216,18 @@ def test_group_inference_finds_the_planted_minority(x64):
     np.testing.assert_array_equal(found, again)
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5)])
+def test_the_spectral_norm_and_its_slope_are_those_of_a_decomposition(x64, shape):
+    kernel = np.random.default_rng(0).normal(size=shape)
+    u, sizes, v = np.linalg.svd(kernel)
+    run = fast_jit(jax.value_and_grad(group_inference.spectral_norm))
+    value, slope = run(jnp.asarray(kernel))
+    assert value == pytest.approx(sizes[0], rel=1e-12)
+    np.testing.assert_allclose(slope, np.outer(u[:, 0], v[0]), rtol=1e-9, atol=1e-12)
+    nothing, slope = run(jnp.zeros(shape))
+    assert nothing > 0 and np.isfinite(slope).all()
+
+
 def test_disagreement_from_its_definition(x64):
     y, t, _ = drawn(5)
     alpha = np.random.default_rng(1).random(9)

@@ -239,6 +239,15 @@ def test_a_teacher_s_targets_are_kept_beside_the_data(tmp_path):
         ({"method": "ham", "model": {"deep": 1}}, "option of model 'ham' 'deep'"),
         ({"method": "gals", "options": {"attention": "clip"}}, "GALS attention 'clip'"),
         ({"method": "erm", "model": {"widths": (2,)}}, "has no name"),
+        ({"method": "rrr", "options": {"weight": "big"}}, "RRR weight='big'; expected"),
+        ({"method": "pgi", "options": {"ramp": "x"}}, "pgi: epoch=100, ramp='x'"),
+        ({"method": "irm", "options": {"inference": 7}}, "irm: inference=7"),
+        ({"method": "irm", "options": {"inference": {"widths": 7}}}, "widths >= 1, got 100.* 7"),
+        ({"method": "group_dro", "options": {"groups": 1}}, "groups=1; two are inferred"),
+        ({"method": "pipeline", "options": {"segmenter_steps": "x"}}, "fit: steps='x'"),
+        ({"method": "multitask_unet", "options": {"weight": "x"}}, "multi-task weight='x'"),
+        ({"method": "ham", "options": {"normal": 10}}, r"HAM normal=10; legal: 0..9"),
+        ({"method": "ham", "options": {"normal": "No Finding"}}, "HAM normal='No Finding'"),
     ],
 )
 def test_bad_settings_are_named_before_any_compute(changes, said):
@@ -286,5 +295,7 @@ def test_several_findings_in_an_image(findings):
     assert set(scores) == {"loss", "accuracy", "macro_f1", "auc"}
     with pytest.raises(ValueError, match=r"'pgi' needs one label an image"):
         make(data=findings, method="pgi")
+    with pytest.raises(ValueError, match="of several findings none is normal; give None"):
+        make(data=findings, method="ham")
     with pytest.raises(ValueError, match=r"'original' needs 'mask', which 'csv_labels'"):
         make(data=findings, method="original")
