@@ -45,7 +45,7 @@ A value data:NAME is the folder of that data set, fetched on first need.
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SetupError(f"{message}; {self.format_usage().strip()}")
+        raise SetupError(f"{message}; `{self.prog} --help` lists verbs and options")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("verb", choices=VERBS, metavar="{" + ",".join(VERBS) + "}")
+    parser.add_argument("verb", choices=VERBS, metavar="VERB")
     parser.add_argument(
         "folder", nargs="?", metavar="what", help="list: folder of the cards; data: name of the set"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import inspect
 import sys
@@ -50,7 +51,8 @@ class Leaf:
 def installed() -> list[Path]:
     """Where the cards that were installed with the program are; not only below this directory."""
     spec = importlib.util.find_spec("configs")
-    return [Path(p) for p in (spec.submodule_search_locations or [] if spec else [])]
+    places = (spec.submodule_search_locations or []) if spec else []
+    return [Path(p) for p in places if Path(p).is_dir()]  # an editable install adds a mark
 
 
 def _locate(path: Path) -> Path:
@@ -62,10 +64,13 @@ def _locate(path: Path) -> Path:
     for other in others:
         if other.is_file():
             return other
+    cards = [card.name for place in (path, *others) for card in place.parent.glob("*.py")]
+    near = difflib.get_close_matches(path.name, cards, n=1)
+    hint = f"did you mean {str(path.with_name(near[0]))!r}? " if near else ""
     looked = ", ".join(map(str, dict.fromkeys([Path.cwd() / path, *others])))
     raise SetupError(
-        f"no config file {str(path)!r} (looked for {looked}); `python -m launch list` shows the "
-        "cards"
+        f"no config file {str(path)!r} (looked for {looked}); {hint}`python -m launch list` shows "
+        "the cards"
     )
 
 
@@ -231,7 +236,11 @@ def _find(values: dict[str, Any], key: str, prefix: str) -> tuple[dict[str, Any]
     for parent in parents:
         node = node.get(parent) if isinstance(node, Mapping) else None
     if not isinstance(node, dict) or name not in node:
-        raise unknown_key(f"{prefix}.{key}", list(_dotted(values, prefix)))
+        error = unknown_key(f"{prefix}.{key}", list(_dotted(values, prefix)))
+        # The constructor may take more than the card says, and so may not be what is wrong.
+        if key.startswith(FREE_SECTIONS):
+            raise SetupError(f"{error}; a key that the card lacks is added in the card")
+        raise error
     return node, name
 
 

@@ -1,5 +1,6 @@
 """What reaches which run: the card, its runs, the command line; cards that cannot be read."""
 
+import types
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_installed_cards_are_found_from_anywhere(
     assert card.read("configs/mine/one.py") == {}
     with pytest.raises(SetupError, match=f"elsewhere/configs/two.py, {site}/configs/two.py"):
         card.read("configs/two.py")
+    with pytest.raises(SetupError, match=r"did you mean 'configs/mine/one\.py'"):
+        card.read("configs/mine/ones.py")
+
+
+def test_a_mark_of_an_editable_install_is_no_place_of_cards(monkeypatch, tmp_path: Path) -> None:
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path), "__editable__.hook"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert card.installed() == [tmp_path]
 
 
 def test_an_unknown_key_lists_its_siblings_alone() -> None:

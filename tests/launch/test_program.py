@@ -44,6 +44,7 @@ def test_a_near_miss_is_told_before_anything_heavy_is_imported(
     done = spawn(*where, "--config.task.nose=1", code=code)
     assert done.stdout.strip() == "2 []", done.stderr
     assert "'config.task.nose': did you mean 'config.task.noise'" in done.stderr
+    assert done.stderr.rstrip().endswith("a key that the card lacks is added in the card")
     assert len(done.stderr.splitlines()) == 1
 
 
