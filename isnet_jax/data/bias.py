@@ -278,12 +278,16 @@ def unit_images(images: Num[np.ndarray, "n h h 1"]) -> np.ndarray:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"bias: images of dtype {images.dtype}, expected uint8 or float in [0, 1]")
-    _check_unit("bias", "images", images)
+    check_unit("bias", "images", images)
     return images.astype(np.float32)
 
 
-def _check_unit(case: str, what: str, values: np.ndarray) -> None:
-    """Finite and in [0, 1], for arrays (n, ...); the message names the first bad item."""
+def check_unit(case: str, what: str, values: np.ndarray) -> None:
+    """Values (n, ...) must be finite and in [0, 1].
+
+    Raises:
+      ValueError: they are not; the message starts with ``case`` and names the first bad item.
+    """
     flat = values.reshape(len(values), -1)
     bad = ~np.isfinite(flat).all(axis=1)
     if bad.any():
@@ -350,8 +354,8 @@ def check_images_and_masks(
         raise ValueError(
             f"{case}: masks of shape {masks.shape} for images {images.shape}, expected {expected}"
         )
-    _check_unit(case, "images", images)
-    _check_unit(case, "masks", masks)
+    check_unit(case, "images", images)
+    check_unit(case, "masks", masks)
     soft = ((masks != 0) & (masks != 1)).reshape(len(masks), -1).any(axis=1)
     if soft.any():
         first = int(np.argmax(soft))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from isnet_jax.data.bias import check_images_and_masks
+from isnet_jax.data.bias import check_images_and_masks, check_labels, check_unit
 from isnet_jax.data.digits import DIGITS
 from isnet_jax.data.folders import csv_labels, image_folder
 from isnet_jax.data.marked import with_bias
@@ -21,7 +21,8 @@ from isnet_jax.legal import call
 
 ARRAYS = ("image", "mask", "label")
 # Of "train" and "val": see `Splits`, `isnet_jax.methods.attended` and `isnet_jax.distill`.
-FURTHER = ("privileged", "attention", "teacher_value", "teacher_class", "teacher_epsilon")
+TARGETS = ("teacher_value", "teacher_class", "teacher_epsilon")
+FURTHER = ("privileged", "attention", *TARGETS)
 
 # RuntimeError: encrypted. MemoryError: a header promises more than the machine has.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError)
@@ -33,8 +34,8 @@ def npz_folder(*, folder: str, num_classes: int) -> Splits:
     Without another file, "val" is what the end reports.
 
     Every file holds "image" (n, h, w, c), uint8 or float in [0, 1], "mask" (n, h, w) or
-    (n, h, w, 1) in {0, 1} (1 = foreground) and "label" (n,). Train and val may also hold
-    "privileged" (as image), "attention" (n, h, w, 1) and a teacher's targets as
+    (n, h, w, 1) in {0, 1} (1 = foreground) and "label" (n,). Train and val may also, both of them,
+    hold "privileged" (as image), "attention" (as mask, in [0, 1]) and a teacher's targets as
     `isnet_jax.distill.teacher_targets` makes them. Nothing is unpickled.
 
     Args:
@@ -56,6 +57,10 @@ def npz_folder(*, folder: str, num_classes: int) -> Splits:
     for name, part in arrays.items():
         images, masks, labels = (part[key] for key in ARRAYS)
         check_images_and_masks(images, masks, labels, num_classes, case=files[name].name)
+        _check_further(part, num_classes, files[name].name)
+    for name in FURTHER:
+        if (name in arrays[TRAIN]) != (name in arrays[VAL]):
+            raise ValueError(f"train.npz and val.npz: {name!r} is in one alone, expected in both")
     expected = arrays[TRAIN]["image"].shape[1:]
     for name, part in arrays.items():
         if part["image"].shape[1:] != expected:
@@ -84,10 +89,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path.name}: array {key!r} has dtype {dtype}, expected numbers")
     image, mask, label = (found.pop(key) for key in ARRAYS)
     for key, array in found.items():
-        if len(array) != len(label):
-            raise ValueError(f"{path.name}: {len(array)} of {key!r}, {len(label)} labels")
-    if "privileged" in found:
-        found["privileged"] = _unit(found["privileged"])
+        if array.shape[:1] != label.shape[:1]:
+            raise ValueError(f"{path.name}: {key!r} {array.shape} for {len(label)} labels")
+        if key == "privileged":
+            found[key] = _unit(array)
+        elif array.dtype.kind == "f":
+            found[key] = array.astype(np.float32)
+    if "attention" in found and found["attention"].ndim == 3:
+        found["attention"] = found["attention"][..., None]
     image = _unit(image)
     mask = mask[..., None] if mask.ndim == 3 else mask
     return {
@@ -96,6 +105,29 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         "label": label if label.dtype.kind not in "iu" else label.astype(np.int32),
         **found,
     }
+
+
+def _check_further(part: Mapping[str, np.ndarray], num_classes: int, case: str) -> None:
+    """What only some methods read must fit as well: they would misuse it in silence."""
+    image = part["image"].shape
+    for name, shape in (("privileged", image), ("attention", (*image[:3], 1))):
+        if name in part:
+            if part[name].shape != shape:
+                raise ValueError(f"{case}: {name} of shape {part[name].shape}, expected {shape}")
+            check_unit(case, name, part[name])
+    given = [name for name in TARGETS if name in part]
+    if not given:
+        return
+    if len(given) < len(TARGETS):
+        raise ValueError(f"{case}: of a teacher's targets only {given}; expected {TARGETS}")
+    for name in given:
+        if name != "teacher_value" and part[name].ndim != 1:
+            raise ValueError(f"{case}: {name} of shape {part[name].shape}, expected (n,)")
+        if not np.isfinite(part[name]).all():
+            raise ValueError(f"{case}: {name} has NaN or infinite values")
+    check_labels(f"{case}: teacher_class", part["teacher_class"], num_classes)
+    if not (part["teacher_epsilon"] > 0).all():
+        raise ValueError(f"{case}: teacher_epsilon has values <= 0, expected > 0")
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

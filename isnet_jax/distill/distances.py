@@ -31,13 +31,17 @@ def geometric_l1(student: Array, teacher: Array) -> Array:
     Raises:
         ValueError: shapes differ.
     """
+    _check_shapes(student, teacher)
+    level = _root(_mean_size(student)) * _root(_mean_size(teacher)) + 1e-10
+    return _mean_size(student - teacher) / level
+
+
+def _check_shapes(student: Array, teacher: Array) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
             f"distillation compares arrays of one shape, got student {student.shape} and "
             f"teacher {teacher.shape}"
         )
-    level = _root(_mean_size(student)) * _root(_mean_size(teacher)) + 1e-10
-    return _mean_size(student - teacher) / level
 
 
 def pyramid_scales(sides: tuple[int, ...]) -> tuple[int, ...]:
@@ -71,7 +75,12 @@ def _pooled(maps: Array, scale: int) -> Array:
 
 
 def output_distance(student: Array, teacher: Array, temperature: float) -> Array:
-    """``T^2 KL(softmax(t / T) || softmax(s / T))`` of logits (b, k), (b,) >= 0 (Hinton 2015)."""
+    """``T^2 KL(softmax(t / T) || softmax(s / T))`` of logits (b, k), (b,) >= 0 (Hinton 2015).
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _check_shapes(student, teacher)
     log_t = jax.nn.log_softmax(teacher / temperature, -1)
     log_s = jax.nn.log_softmax(student / temperature, -1)
     return temperature**2 * (jnp.exp(log_t) * (log_t - log_s)).sum(-1)

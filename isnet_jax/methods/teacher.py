@@ -58,6 +58,8 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         check("teacher kind", self.kind, KINDS)
         check("teacher fill", self.fill, ("zero", "white"))
+        if not isinstance(self.gains, bool):
+            raise ValueError(f"teacher gains={self.gains!r}; must be True or False")
         if (self.kind == "stored") != bool(self.weights):
             raise ValueError(f"teacher kind={self.kind!r}, weights={self.weights!r}: give both")
 

@@ -32,6 +32,44 @@ def test_a_folder_of_arrays_becomes_splits(folder):
     assert part["image"].dtype == np.float32 and part["label"].dtype == np.int32
 
 
+KEPT = {
+    "attention": np.ones((6, 8, 8)),
+    "teacher_value": np.zeros((6, 3)),
+    "teacher_class": np.arange(6) % 3,
+    "teacher_epsilon": np.full(6, 0.1),
+}
+
+
+def test_attention_and_a_teacher_s_targets_lie_beside_the_images(folder):
+    for name in ("train", "val"):
+        np.savez(folder / f"{name}.npz", **arrays(**KEPT))
+    part = data.load("npz_folder", folder=str(folder), num_classes=3).arrays["val"]
+    assert part["attention"].shape == (6, 8, 8, 1) and part["attention"].dtype == np.float32
+    assert part["teacher_value"].dtype == part["teacher_epsilon"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": np.full((6, 8, 8), 255.0)}, r"^train.npz: attention.*expected \[0, 1\]"),
+        ({"attention": np.full((6, 8, 8), np.nan)}, "^train.npz: attention 0 has NaN"),
+        ({"attention": np.ones((6, 4, 4))}, r"^train.npz: attention of shape \(6, 4, 4, 1\)"),
+        ({"attention": np.ones((5, 8, 8))}, r"'attention' \(5, 8, 8\) for 6 labels"),
+        ({"privileged": np.ones((6, 8, 8, 1))}, r"privileged of shape.*\(6, 8, 8, 3\)"),
+        ({"teacher_class": np.full(6, 3)}, "teacher_class: label 3 at item 0, expected 0..2"),
+        ({"teacher_class": np.zeros((6, 1), int)}, r"teacher_class of shape \(6, 1\)"),
+        ({"teacher_value": np.full((6, 3), np.nan)}, "teacher_value has NaN"),
+        ({"teacher_epsilon": np.zeros(6)}, "teacher_epsilon has values <= 0"),
+        ({"teacher_epsilon": None}, r"only \['teacher_value', 'teacher_class'\]"),
+        ({}, "'attention' is in one alone"),
+    ],
+)
+def test_what_lies_beside_the_images_must_fit(folder, changes, message):
+    np.savez(folder / "train.npz", **arrays(**(KEPT | changes)))
+    with pytest.raises(ValueError, match=message):
+        data.load("npz_folder", folder=str(folder), num_classes=3)
+
+
 def test_without_a_test_file_the_validation_is_reported(folder):
     (folder / "elsewhere.npz").unlink()
     assert data.load("npz_folder", folder=str(folder), num_classes=3).test == ("val",)

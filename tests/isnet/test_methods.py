@@ -233,6 +233,7 @@ def test_a_teacher_s_targets_are_kept_beside_the_data(tmp_path):
         ({"method": "distillation", "options": {"target": "lpr"}}, "'lpr'; did you mean 'lrp'"),
         ({"method": "distillation", "teacher": {"kind": "kind"}}, "teacher kind.*privileged"),
         ({"method": "distillation", "teacher": {"kind": "stored"}}, "weights=''"),
+        ({"method": "distillation", "teacher": {"gains": "no"}}, "gains='no'; must be True"),
         ({"method": "pgi", "options": {"epoch": 0}}, "pgi: epoch=0"),
         ({"method": "pgi", "options": {"inference": {"width": 1}}}, "'width'"),
         ({"method": "pipeline", "options": {"fill": "grey_noise"}}, "zero or white"),
