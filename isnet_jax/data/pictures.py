@@ -1,5 +1,6 @@
 """Columns that read image files when an item is asked for: a dataset need not fit in memory."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from isnet_jax.images import opened, read, resized
 
 CHANNELS = (1, 3)
+_TAIL = 1024  # bytes of a file's end
 
 
 class Lazy:
@@ -52,8 +54,16 @@ def pictures(paths: Sequence[Path], size: tuple[int, int], channels: int) -> Laz
 
 
 def _picture(paths: Sequence[Path], size: tuple[int, int], channels: int, index: int) -> np.ndarray:
-    image = resized(read(paths[index]), *size)
+    image = resized(_read(paths[index]), *size)
     return image if channels == 3 else image.mean(axis=2, keepdims=True)
+
+
+def _read(path: Path) -> np.ndarray:
+    """As `read`; of thousands of files in many folders the message names the whole path."""
+    try:
+        return read(path)
+    except ValueError as error:
+        raise ValueError(f"{path.parent}: {error}") from error
 
 
 def masks(paths: Sequence[Path], size: tuple[int, int]) -> Lazy:
@@ -67,7 +77,7 @@ def masks(paths: Sequence[Path], size: tuple[int, int]) -> Lazy:
 
 
 def _mask(paths: Sequence[Path], size: tuple[int, int], index: int) -> np.ndarray:
-    mask = read(paths[index]).mean(axis=2, keepdims=True) > 0.5
+    mask = _read(paths[index]).mean(axis=2, keepdims=True) > 0.5
     return nearest(mask, *size).astype(np.float32)
 
 
@@ -123,8 +133,20 @@ def check_channels(channels: int) -> None:
         raise ValueError(f"channels={channels!r}; must be 1 (grey) or 3 (RGB)")
 
 
+def _ends(path: Path, kind: str) -> bool:
+    """Whether the file's last bytes hold its kind's end mark; others may follow it."""
+    mark = b"IEND" if kind == "PNG" else b"\xff\xd9"
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        return mark in file.read()
+
+
 def check_opens(paths: Sequence[Path], case: str) -> None:
-    """Every file must be there and begin like an image; pixels are not read.
+    """Every file must be there, begin like an image and end like one.
+
+    Pixels are read only of what does not: a download that broke off is told here, not in the middle
+    of a training.
 
     Raises:
       FileNotFoundError, ValueError: the first that is not; the message names it and how many.
@@ -133,7 +155,9 @@ def check_opens(paths: Sequence[Path], case: str) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{case}: no file {path}")
         try:
-            with opened(path):
-                pass
+            with opened(path) as file:
+                whole = _ends(path, file.format or "")
+            if not whole:
+                read(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"{case}: {path} is no PNG or JPEG image ({error})") from None

@@ -236,6 +236,24 @@ def test_bad_pictures_and_options_are_named(pictures):
         data.load("image_folder", **folder)
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_picture_that_broke_off_is_named_when_the_data_open(pictures, kind):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 30, 3))
+    save(pictures / f"x/val/ill/noise.{kind}", noise)
+    save(pictures / "m/val/ill/noise.png", noise[..., :1].repeat(3, -1))
+    folder = {"folder": str(pictures / "x"), "masks": str(pictures / "m"), "size": 8}
+    data.load("image_folder", **folder)
+    place = pictures / f"x/val/ill/noise.{kind}"
+    whole = place.read_bytes()
+    place.write_bytes(whole + b"some camera's notes" * 100)  # legal: decoders stop before
+    column = data.load("image_folder", **folder).arrays["val"]["image"]
+    place.write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(ValueError, match=f"val: .*ill/noise.{kind} is no PNG or JPEG .*[Tt]runc"):
+        data.load("image_folder", **folder)
+    with pytest.raises(ValueError, match=f"val/ill: noise.{kind}: not a readable"):
+        column[:]  # hurt while it is used
+
+
 # ------------------------------------------------------------------ tables of findings
 
 
