@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from touchstone_jax.layers import SLOPE, ConvNormAct, InstanceNorm, Triple, he_normal
+from touchstone_jax.layers import SLOPE, BatchNorm, ConvNormAct, InstanceNorm, Triple, he_normal
 from touchstone_jax.models.resenc import block_means
 
 GROUPS = 6
@@ -127,9 +127,7 @@ class GraphConv(nnx.Module):
     ) -> None:
         self.conv = GroupedDense(2 * channels, 2 * channels, dtype=dtype, rngs=rngs)
         if norm == "batch":
-            self.norm: nnx.BatchNorm | InstanceNorm = nnx.BatchNorm(
-                2 * channels, use_running_average=True, momentum=0.9, epsilon=1e-5, rngs=rngs
-            )
+            self.norm: BatchNorm | InstanceNorm = BatchNorm(2 * channels, rngs)
         else:
             self.norm = InstanceNorm(2 * channels)
         self.neighbours = neighbours
