@@ -132,7 +132,7 @@ def split_cases(
     if not train:
         raise ValueError(
             f"validation={validation} leaves none of {len(cases)} cases to train on; name them "
-            "instead to validate on the training cases"
+            "all in validation_cases to validate on the training cases"
         )
     return train, tuple(case for case in cases if case in chosen)
 

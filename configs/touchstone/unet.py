@@ -44,7 +44,7 @@ def get_config(arg: str = "runs/unet") -> ConfigDict:
             "foreground": 0.67,  # 0.33
             "per_case": 16,  # patches of a case in an epoch; 1 where there are many cases
             "validation": 0.05,  # share of the cases, unless some are named:
-            "validation_cases": ("TS_full_3mm",),  # (): the one case that there is also trains
+            "validation_cases": ("TS_full_3mm",),  # the one case that there is, it also trains
             "val_patches": 4,
             "ema": 0.0,  # 0.999
             "seed": 0,

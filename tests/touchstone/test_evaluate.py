@@ -88,10 +88,12 @@ def test_published_scores_of_a_real_ct(golden: Path, tmp_path: Path) -> None:
 
 def test_masks_and_label_maps_have_equal_scores(data: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, references = data
-    maps = tmp_path / "maps"
-    maps.mkdir()
+    maps, alone = tmp_path / "maps", tmp_path / "alone"
+    for folder in (maps, alone):
+        folder.mkdir()
+        for case in references.iterdir():
+            shutil.copy(case / "combined_labels.nii.gz", folder / f"{case.name}.nii.gz")
     for case in references.iterdir():
-        shutil.copy(case / "combined_labels.nii.gz", maps / f"{case.name}.nii.gz")
         rewrite(maps / f"{case.name}.nii.gz", lambda labels: np.roll(labels, 1, axis=0))
     options = {"skip": "empty", "distances": True}
     one = Evaluate(str(predictions), str(references), **options)
@@ -104,6 +106,10 @@ def test_masks_and_label_maps_have_equal_scores(data: tuple[Path, Path], tmp_pat
         assert (a.case, a.organ, a.metric) == (b.case, b.organ, b.metric)
     np.testing.assert_allclose([s.value for s in masks], [s.value for s in labels], rtol=1e-6)
     assert 0.3 < np.mean([s.value for s in masks if s.metric == "dsc"]) < 0.95
+    _finish(Evaluate(str(maps), str(alone), **options), tmp_path / "three")
+    assert [s.value for s in read_scores(tmp_path / "three" / "scores.csv")] == [
+        s.value for s in labels
+    ]
 
 
 def test_values_are_those_of_the_metrics_in_the_reference_s_spacing(

@@ -107,6 +107,10 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         discover(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no known layout; expected <case>/ct.nii.gz"):
         discover(tmp_path)
+    case = _touch(tmp_path / "one", "ct.nii.gz")
+    assert [found.id for found in discover(case)] == ["ct"]
+    with pytest.raises(ValueError, match="one: this is one case; give the folder that holds it"):
+        discover(_touch(case, "segmentations/liver.nii.gz"))
     with pytest.raises(FileNotFoundError, match="no case in the layout 'jhh'"):
         discover(tmp_path, "jhh")
     with pytest.raises(ValueError, match="layout='bids'; legal values: auto, abdomenatlas"):

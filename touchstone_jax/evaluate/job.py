@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from touchstone_jax.evaluate.organs import Organs, discover_predictions, label_files
+from touchstone_jax.evaluate.organs import Organs, as_label_map, discover_predictions, label_files
 from touchstone_jax.evaluate.score_tables import (
     Score,
     averages,
@@ -59,11 +59,12 @@ class Evaluate(OverCases):
     Args:
         predictions: folder of the predictions: ``<case>/predictions/<organ>.nii.gz``,
             ``<case>/segmentations/``, label maps in a case's folder, or ``<case>.nii.gz``.
-        references: folder of the references in a layout of `touchstone_jax.layouts`.
+        references: folder of the references in a layout of `touchstone_jax.layouts`; "flat" is
+            one label map a case.
         labels: scheme of the organs that are scored.
         layout: of the references.
         prediction_layout: of the predictions; "flat" is one label map a case.
-        source_labels: scheme of the references; None for the layout's.
+        source_labels: scheme of the references; None for the layout's, ``labels`` if flat.
         prediction_labels: scheme of the predictions; None for the layout's, ``labels`` if flat.
         convention: of `touchstone_jax.metrics`: "touchstone", "monai" or "deepmind".
         tolerance_mm: of the NSD.
@@ -111,6 +112,8 @@ class Evaluate(OverCases):
             "distances": distances,
         }
         super().__init__(references, layout, source_labels, fingerprints)
+        alone = source_labels or labels
+        self._cases = {name: as_label_map(case, alone) for name, case in self._cases.items()}
         found = discover_predictions(predictions, prediction_layout, prediction_labels, labels)
         self._predictions = {case.id: case for case in found}
         if not self._predictions.keys() & self._cases.keys():

@@ -101,6 +101,14 @@ def label_files(case: Case) -> tuple[Path, ...]:
     return case.files[1:]
 
 
+def as_label_map(case: Case, labels: str) -> Case:
+    """A case of one file ("flat"), which would be its CT, as a label map of the scheme ``labels``.
+
+    Any other case is returned as it is.
+    """
+    return replace(case, label_map=case.ct, scheme=scheme(labels)) if case.scheme is None else case
+
+
 def discover_predictions(
     folder: str | Path, layout: str, labels: str | None, default: str
 ) -> list[Case]:
@@ -123,11 +131,7 @@ def discover_predictions(
     maps = any(volumes(path).keys() & {"combined_labels", "labels"} for path in inside)
     if layout == "auto" and maps and not any((path / masks).is_dir() for path in inside):
         layout = "labelmap"
-    alone = scheme(labels or default)
-    cases = [
-        # One file a case: what would be its CT is its label map.
-        replace(case, label_map=case.ct, scheme=alone) if case.scheme is None else case
-        for case in discover(top, layout, labels=labels, segmentations=masks)
-    ]
+    found = discover(top, layout, labels=labels, segmentations=masks)
+    cases = [as_label_map(case, labels or default) for case in found]
     # With a CT alone a case is listed, too; then there is no prediction of it.
     return [case for case in cases if any(path.is_file() for path in label_files(case))]

@@ -86,7 +86,10 @@ def _recognise(folder: Path, segmentations: str) -> str:
         return "totalsegmentator" if names & _MARKS_OF_TOTALSEGMENTATOR else "abdomenatlas"
     if any_ct:
         return "labelmap"
-    if volumes(folder):
+    files = volumes(folder)
+    if "ct" in files and ((folder / segmentations).is_dir() or files.keys() & set(_LABEL_MAPS)):
+        raise ValueError(f"data set {folder}: this is one case; give the folder that holds it")
+    if files:
         return "flat"
     raise ValueError(
         f"data set {folder}: no known layout; expected <case>/ct.nii.gz, imagesTr/, CT/ and "
