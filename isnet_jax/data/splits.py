@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-TRAIN, VAL = "train", "val"
+TRAIN = "train"
+VAL = "val"
 
 
 class Column(Protocol):
