@@ -46,6 +46,7 @@ DATA = {
         "attributes": ("Rosy_Cheeks", "High_Cheekbones", "Smiling"),
         "masks": "",
         "size": 224,
+        "bias": None,  # as above, of one attribute
     },
 }
 DENSENET, RESNET = {"name": "densenet121"}, {"name": "resnet50"}
@@ -53,8 +54,9 @@ ROWS = {
     "erm": {"method": "erm", "model": DENSENET},
     "isnet": {"method": "original", "model": DENSENET},
     "selective": {"method": "selective", "model": DENSENET},
-    "rrr": {"method": "rrr", "model": DENSENET},
-    "gain": {"method": "extended_gain", "model": DENSENET},
+    # By the batch's mean, as published, the penalty is 256 times smaller and the row is ERM's.
+    "rrr": {"method": "rrr", "model": DENSENET, "options": {"weight": 0.5, "reduction": "sum"}},
+    "extended_gain": {"method": "extended_gain", "model": DENSENET},
     "gals": {"method": "gals", "model": RESNET},
     "ham": {"method": "ham", "options": {"normal": None}},
     "ag_sononet": {"method": "ag_sononet"},
@@ -63,7 +65,7 @@ ROWS = {
     "vit": {"method": "erm", "model": {"name": "vit_b_16"}},
 }
 # Several findings an image: what needs one label an image is left out.
-SINGLE = ("selective", "rrr", "gain")
+SINGLE = ("selective", "rrr", "extended_gain")
 
 
 def get_config(arg: str = "xray") -> ConfigDict:
