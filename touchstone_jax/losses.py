@@ -7,7 +7,7 @@ float64 logits), whatever the network computes in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -266,8 +266,8 @@ def dice_cross_entropy(
         known = jnp.asarray(annotated).at[:, 0].set(sure)
     if how.sigmoids:
         logs = jax.nn.log_sigmoid(_exact(logits))
-    form = {"form": how.form, "background": how.background}
-    dice = soft_dice(logs, labels, known, batch=batch, smooth=smooth, **form)
+    sums: dict[str, Any] = {"batch": batch, "smooth": smooth}
+    dice = soft_dice(logs, labels, known, form=how.form, background=how.background, **sums)
     return how.weight * entropy, how.weight * (1 - dice)
 
 
