@@ -7,8 +7,9 @@ Argument  xray (folders SPLIT/CLASS/picture with masks at the same places below 
           findings an image); dogs (Stanford Dogs); celeba (CelebA's attributes); each alone, or
           with a row: xray-erm, xray-isnet, xray-pipeline …
 Hardware  one GPU of 24 GB or more (224 x 224, DenseNet-121, ResNet-50, batch 16)
-Expected  the paper's rows (Bassi et al. 2024, Nature Communications 15:291); none of these data
-          sets is at hand here, so nothing is measured
+Expected  the paper's rows (Bassi et al. 2024, Nature Communications 15:291), and a student of a
+          teacher that sees the foreground alone (arXiv 2407.09788); none of these data sets is at
+          hand here, so nothing is measured
 """
 
 from ml_collections import ConfigDict
@@ -63,9 +64,15 @@ ROWS = {
     "multitask_unet": {"method": "multitask_unet", "options": {"weight": 0.75}},
     "pipeline": {"method": "pipeline", "model": DENSENET, "options": {"segmenter_steps": 5000}},
     "vit": {"method": "erm", "model": {"name": "vit_b_16"}},
+    "distillation": {
+        "method": "distillation",
+        "model": {"name": "resnet18"},
+        "options": {"target": "lrp"},
+        "teacher": {"kind": "masked", "model": {"name": "resnet34"}, "steps": 50_000},
+    },
 }
 # Several findings an image: what needs one label an image is left out.
-SINGLE = ("selective", "rrr", "extended_gain")
+SINGLE = ("selective", "rrr", "extended_gain", "distillation")
 
 
 def get_config(arg: str = "xray") -> ConfigDict:
@@ -86,6 +93,7 @@ def get_config(arg: str = "xray") -> ConfigDict:
             "method": "erm",
             "model": {},
             "options": {},
+            "teacher": {},
             "composite": {"name": "isnet_flex_zb", "epsilon": 0.01},
             "loss": {"decay": 0.9},
             "weight": 0.7,  # P

@@ -427,12 +427,18 @@ def in_card(name, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["xray-isnet", "chexpert-erm", "dogs-erm", "celeba-erm"])
+@pytest.mark.parametrize(
+    "row", ["xray-isnet", "xray-distillation", "chexpert-erm", "dogs-erm", "celeba-erm"]
+)
 def test_the_card_of_photos_runs(row, request, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "draw", lambda source, target: None)
     model = {"name": "resnet", "block": "basic", "depths": (1,), "width": 2, "stem": "small"}
     changes = {f"task.data.{k}": v for k, v in in_card(row.partition("-")[0], request).items()}
     changes |= {"steps": 2, "log_every": 1, "eval_every": 2, "batch_size": 8, "mesh.data": 1}
+    if row.endswith("distillation"):
+        changes |= {
+            f"runs.{row}.task.teacher.{k}": v for k, v in {"model": model, "steps": 2}.items()
+        }
     changes |= {"task.data.size": 12, "task.tune_steps": 2, f"runs.{row}.task.model": model}
     keys = [f"--config.{key}={value!r}" for key, value in changes.items()]
     where = ["--config", f"configs/isnet/photos.py:{row}", "--workdir", str(tmp_path / "work")]
