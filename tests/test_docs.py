@@ -150,7 +150,7 @@ def test_your_own_images_are_trained_on_as_the_page_says(folder, capsys):
 
 def test_the_benchmark_s_commands_run_on_the_layout_that_the_page_shows(folder, capsys):
     benchmark_cases.write(folder / "RESULTS")
-    shutil.copytree(folder / "RESULTS" / "MONAI_SegVol", folder / "ours")
+    shutil.copytree(folder / "RESULTS" / "MONAI_SegVol", folder / "RESULTS" / "ours")
     (check,) = (a for a in launches(ROOT / "docs" / "touchstone.md") if "--check" in a)
     assert program.main(check) == 0
     assert "nothing is missing" in capsys.readouterr().err

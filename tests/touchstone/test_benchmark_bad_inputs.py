@@ -262,6 +262,11 @@ def newcomer(folder: Path, tmp_path: Path) -> Path:
 
 def test_complete_scores_lack_nothing(newcomer: Path, folder: Path) -> None:
     assert check(newcomer, results=folder) == ()
+    assert check(newcomer.rename(folder / "ours"), results=folder) == ()
+    assert check("ours", results=folder) == ()
+    with pytest.raises(FileNotFoundError, match="submission mine: no such folder, nor .*mine"):
+        check("mine", results=folder)
+    (folder / "ours").rename(newcomer)
     assert main(["benchmark", "--check", str(newcomer), "--results", str(folder)]) == 0
 
 

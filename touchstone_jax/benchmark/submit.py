@@ -32,7 +32,7 @@ def check(
     """What is missing from, or wrong with, the folder of one algorithm; empty if nothing.
 
     Args:
-        folder: scores or predictions.
+        folder: scores or predictions; also the name of one below ``results``.
         results: results of others on the test set (`touchstone_jax.benchmark.reading`).
         data: the test set (`touchstone_jax.layouts`), for predictions.
 
@@ -40,9 +40,11 @@ def check(
         FileNotFoundError: no such folder, or neither scores nor predictions in it.
         ValueError: ``results`` or ``data`` cannot be read.
     """
-    folder = Path(folder)
+    below = None if results is None else Path(results) / folder
+    folder = below if below is not None and below.is_dir() else Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"submission {folder}: no such folder")
+        where = "" if below is None else f", nor {below}"
+        raise FileNotFoundError(f"submission {folder}: no such folder{where}")
     others = None if results is None else read_results(results)
     if any((folder / f"{metric}.csv").is_file() for metric in METRICS):
         return tuple(_scores(folder, others))
