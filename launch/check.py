@@ -6,7 +6,7 @@ The step is compiled for the devices and never run; the first batch is read and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from launch.record import check_extras
 from launch.stream import Stream
 from launch.train import abstract_state, trace_step
 from launch.workdir import write_json
+
+# Nothing is run: its machine code need not be good, and making it so takes most of the time.
+_UNRUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def check(
@@ -48,9 +51,9 @@ def check(
         if leaf.run in seen:
             continue
         seen.add(leaf.run)
-        reports.append(examine(leaf, on=on, here=not pretended))
-        if jax.process_index() == 0:
-            print(text(reports[-1]), flush=True)
+        shown = _Shown()
+        reports.append(examine(leaf, on=on, here=not pretended, show=shown.so_far))
+        shown.all(reports[-1])
     if workdir is not None and jax.process_index() == 0:
         write_json(workdir / "check.json", reports)
     return int(any(report["findings"] for report in reports))
@@ -77,21 +80,34 @@ def _pretend(experiment: Experiment, devices: int) -> bool:
 # ------------------------------------------------------------------------- one run
 
 
-def examine(leaf: Leaf, *, on: str | None = None, here: bool = True) -> dict[str, Any]:
+def examine(
+    leaf: Leaf,
+    *,
+    on: str | None = None,
+    here: bool = True,
+    show: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
     """Everything about one training as plain JSON values, "findings" among them.
 
     What cannot be known because of a finding is left out. Devices that are not `here` are not
-    asked whether the step fits into their memory.
+    asked whether the step fits into their memory. `show` gets what is known before the step is
+    compiled, which is most of the time.
     """
     report: dict[str, Any] = {"run": leaf.run, "findings": []}
     try:
-        _examine(leaf, on, here, report)
+        _examine(leaf, on, here, report, show)
     except SetupError as error:
         report["findings"].append(" ".join(str(error).split()))
     return report
 
 
-def _examine(leaf: Leaf, on: str | None, here: bool, report: dict[str, Any]) -> None:
+def _examine(
+    leaf: Leaf,
+    on: str | None,
+    here: bool,
+    report: dict[str, Any],
+    show: Callable[[dict[str, Any]], None],
+) -> None:
     experiment = leaf.experiment
     check_extras(experiment.tensorboard)
     mesh = meshes.make(experiment.mesh)
@@ -103,13 +119,12 @@ def _examine(leaf: Leaf, on: str | None, here: bool, report: dict[str, Any]) -> 
     report["parameters"] = costs.parameters(placed)
     traced = trace_step(task, placed, stream, mesh)
     work = costs.operations(traced.jaxpr)
-    compiled = traced.lower().compile()
+    report |= {"devices": mesh.size, "mesh": dict(mesh.shape), "operations": dict(work)}
+    show(report)
+    compiled = traced.lower().compile(compiler_options=_UNRUN)
     peak = peaks.sheet(on) if on else peaks.peak(mesh.local_devices[0], work)
     assert peak is not None  # `on` was looked up before the run was
     report |= {
-        "devices": mesh.size,
-        "mesh": dict(mesh.shape),
-        "operations": dict(work),
         "memory": costs.memory(compiled),
         "collectives": costs.collectives(compiled.as_text()),
         "predicted": _predicted(work, compiled, peak, mesh.size),
@@ -189,8 +204,33 @@ def _predicted(
 # ------------------------------------------------------------------------- in words
 
 
+class _Shown:
+    """Prints a report's lines as they become known, each once, on the first host."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def so_far(self, report: dict[str, Any]) -> None:
+        """What is known, findings aside."""
+        self._print(_known(report))
+
+    def all(self, report: dict[str, Any]) -> None:
+        """The rest."""
+        self._print(text(report).splitlines())
+
+    def _print(self, lines: list[str]) -> None:
+        if jax.process_index() == 0 and len(lines) > self._count:
+            print("\n".join(lines[self._count :]), flush=True)
+        self._count = len(lines)
+
+
 def text(report: dict[str, Any]) -> str:
     """The report of one run as a person reads it."""
+    findings = [f"  finding      {finding}" for finding in report["findings"]]
+    return "\n".join([*_known(report), *(findings or ["  no findings"])])
+
+
+def _known(report: dict[str, Any]) -> list[str]:
     lines = [f"{report['run'] or 'the training'}:"]
     if "data" in report:
         items = ", ".join(f"{split} {n:,}" for split, n in report["data"]["items"].items())
@@ -199,15 +239,17 @@ def text(report: dict[str, Any]) -> str:
             lines.append(f"  batch        {name} {_array_text(array)}")
     if "parameters" in report:
         lines.append(f"  parameters   {report['parameters']:,}")
+    if "operations" in report:
+        work = " + ".join(f"{_scaled(n, 'FLOP')} {k}" for k, n in report["operations"].items())
+        lines.append(f"  devices      {report['devices']} {report['mesh']}")
+        lines.append(f"  step         {work or 'no products'}")
     if "memory" in report:
-        lines += _step_text(report)
-    lines += [f"  finding      {finding}" for finding in report["findings"]] or ["  no findings"]
-    return "\n".join(lines)
+        lines += _compiled_text(report)
+    return lines
 
 
-def _step_text(report: dict[str, Any]) -> list[str]:
+def _compiled_text(report: dict[str, Any]) -> list[str]:
     memory, predicted = report["memory"], report["predicted"]
-    work = " + ".join(f"{_scaled(n, 'FLOP')} {k}" for k, n in report["operations"].items())
     parts = ", ".join(f"{name} {_size(n)}" for name, n in memory.items() if name != "peak")
     sent = ", ".join(
         f"{kind} {one['count']} ({_size(one['bytes'])})"
@@ -217,8 +259,6 @@ def _step_text(report: dict[str, Any]) -> list[str]:
     rates = ", ".join(f"{_scaled(n, 'FLOP/s')} {k}" for k, n in peak["operations"].items())
     rates = ", ".join([*([rates] if rates else []), _scaled(peak["traffic"], "B/s")])
     return [
-        f"  devices      {report['devices']} {report['mesh']}",
-        f"  step         {work or 'no products'}",
         f"  memory       {_size(memory['peak'])} on each device ({parts})",
         f"  collectives  {sent or 'none'}",
         f"  predicted    {_time(predicted['step_seconds'])} a step, "

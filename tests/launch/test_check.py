@@ -164,7 +164,8 @@ def test_every_run_is_checked_once_and_nothing_else_is_written(tmp_path: Path, c
         ("batch_size=9", "must be a multiple of"),
         ("mesh.fsdp=3", "8 devices"),
         ("task.width=-1", "Toy.init"),
-        ("task.shift=word", "Toy.step"),
+        ("task.fail=step", "fail = 'step'"),
+        ("task.shift=word", "config.task.shift = 'word' must be float or None"),
     ],
 )
 def test_findings(key: str, part: str, tmp_path: Path, capsys) -> None:
