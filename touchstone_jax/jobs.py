@@ -14,7 +14,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from touchstone_jax.evaluate import Evaluate
 from touchstone_jax.findings import ALLOWABLE, Finding, read_findings, write_findings
@@ -50,7 +50,7 @@ class Verify(OverCases):
         ValueError: an unknown layout, scheme or way of fingerprints, or an ambiguous data set.
     """
 
-    places = ("data",)
+    places: ClassVar[tuple[str, ...]] = ("data",)
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Prepare(OverCases):
         ValueError: an unknown or illegal value, or a plan for other labels.
     """
 
-    places = ("data", "plan")
+    places: ClassVar[tuple[str, ...]] = ("data", "plan")
 
     def __init__(
         self,

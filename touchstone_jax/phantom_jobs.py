@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from touchstone_jax.jobs import Prepare
 from touchstone_jax.phantom import write_dataset
@@ -34,7 +34,7 @@ class PreparePhantoms(Prepare):
         TypeError: a keyword that `Prepare` or `write_dataset` does not take.
     """
 
-    places = ("folder",)
+    places: ClassVar[tuple[str, ...]] = ("folder",)
 
     def __init__(
         self,

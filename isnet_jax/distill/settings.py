@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isnet_jax.legal import check
+from isnet_jax.legal import check, number
 
 INPUT_MAPS = ("lrp", "gradient_x_input", "gradient")
 LAYER_MAPS = ("grad_cam", "attention", "features")
@@ -57,13 +58,16 @@ class Distillation:
         check("distillation target", self.target, TARGETS)
         check("teacher_bn", self.teacher_bn, TEACHER_BN)
         check("statistics", self.statistics, ("through", "detach"))
-        low, high = self.log10_epsilon
-        if not -30 <= low <= high <= 30:
-            raise ValueError(
-                f"log10_epsilon={self.log10_epsilon}; expected -30 <= low <= high <= 30"
-            )
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}; must be positive and finite")
+        for name in ("selective", "freeze_head", "rectified"):
+            given, unset = getattr(self, name), (None,) if name == "freeze_head" else ()
+            if given not in (True, False, *unset):
+                raise ValueError(f"{name}={given!r}; legal: {(True, False, *unset)}")
+        given = self.log10_epsilon
+        pair = isinstance(given, Sequence) and len(given) == 2 and all(map(number, given))
+        if not pair or not -30 <= given[0] <= given[1] <= 30:
+            raise ValueError(f"log10_epsilon={given!r}; expected -30 <= low <= high <= 30")
+        if not number(self.temperature) or not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature!r}; must be positive and finite")
 
     @property
     def frozen_head(self) -> bool:

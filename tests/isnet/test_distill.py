@@ -324,7 +324,11 @@ def test_same_width_needs_no_adapter_and_a_resnet_fits(x64):
         (lambda: distill.Distillation("lpr"), "did you mean 'lrp'"),
         (lambda: distill.Distillation(teacher_bn="eval"), "teacher_bn"),
         (lambda: distill.Distillation(log10_epsilon=(-1, -2)), "low <= high"),
+        (lambda: distill.Distillation(log10_epsilon=-1), "log10_epsilon=-1"),
+        (lambda: distill.Distillation(log10_epsilon=("a", "b")), "low <= high"),
+        (lambda: distill.Distillation(freeze_head="no"), "freeze_head='no'"),
         (lambda: distill.Distillation(temperature=0), "temperature=0"),
+        (lambda: distill.Distillation(temperature="hot"), "temperature='hot'"),
         (lambda: distill.geometric_l1(jnp.ones((1, 2)), jnp.ones((1, 3))), "one shape"),
         (lambda: distill.freeze({"a": {}}, "b"), "no parameters at 'b'"),
         (
