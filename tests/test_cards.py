@@ -197,7 +197,8 @@ def test_the_card_of_tables_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_card_of_a_network_runs(name: str, tmp_path: Path) -> None:
     """Two steps of its family as small as it goes; `test_models_phantom` trains until it learns."""
-    family = leaves(name, "")[0].experiment.task["model"]["name"]
+    card = leaves(name, "")[0].experiment
+    family = card.task["model"]["name"]
     if family.startswith("stunet_"):  # sizes of one family, which leave its widths alone to tell
         family = "stunet"
     patch = tuple(n if "patch" in TINY[family] else max(n, 16) for n in sides(family))
@@ -207,7 +208,8 @@ def test_the_card_of_a_network_runs(name: str, tmp_path: Path) -> None:
     # The others' argument is the prepared data set, theirs the work folder.
     if name in ("touchstone/unet.py", "touchstone/phantom_smoke.py"):
         changes |= {"task.data": str(data), "task.validation_cases": ()}
-    few = {**FEW, "batch_size": 1, "eval_batch_size": 1, "optimizer.warmup_steps": 0}
+    rows = max(card.mesh.fsdp, 1)
+    few = {**FEW, "batch_size": rows, "eval_batch_size": rows, "optimizer.warmup_steps": 0}
     where = f"{name}:{data}"
     assert run("train", where, tmp_path / "work", **few, **changes) == 0
     found = losses(tmp_path / "work")
