@@ -21,8 +21,12 @@ LOOSE = {"nextou": (0.25, 0.5), "medformer": (0.25, 0.5)}
 def step_of(name, dtype):
     """Logits in evaluation, and loss and gradients of training, by one program."""
     model = drawn(name, dtype=dtype)
-    # Drawn ones, near 0, would make LHU-Net's values infinite.
-    nnx.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.BatchStat)))
+    # LHU-Net multiplies values four times over: variances near those drawn make them infinite.
+    stats = jax.tree.map_with_path(
+        lambda path, a: jnp.full_like(a, 4 if "var" in jax.tree_util.keystr(path) else 0),
+        nnx.state(model, nnx.BatchStat),
+    )
+    nnx.update(model, stats)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     x = volume(name, batch=min(BATCHES.get(name, 1), 2))
