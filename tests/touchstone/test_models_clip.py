@@ -81,6 +81,7 @@ def test_vectors_of_ones_own(tmp_path):
         ({"embeddings": np.zeros((2, 4)), "names": ["a"]}, 2, None, "2 vectors with 1 names"),
         ({"embeddings": np.zeros((1, 4)), "names": ["a"]}, 2, None, "for 2 organs"),
         ({"embeddings": np.zeros((2, 4)), "names": ["liver", "b"]}, 1, ("livr",), "'liver'"),
+        ({"embeddings": np.zeros((2, 4)), "names": ["a", "a"]}, 1, None, "'a' is named twice"),
         ({"embeddings": np.array([{}]), "names": ["a"]}, 1, None, "cannot be read"),
         (b"anything", 1, None, "expected an .npy or .npz file"),
         (None, 1, None, "no such file"),

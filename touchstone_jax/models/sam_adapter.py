@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 from touchstone_jax.layers import Triple
 from touchstone_jax.layers.attention import LayerNorm
 from touchstone_jax.layers.slices import SliceUp
+from touchstone_jax.legal import options_of, unknown
 from touchstone_jax.models.sam import check_decoder, swapped
 from touchstone_jax.models.sam_masks import SAM_NAMES, MaskDecoder, PromptEncoder
 from touchstone_jax.models.sam_vit import PATCH, SAM_VIT_NAMES, SamViT
@@ -20,7 +21,9 @@ from touchstone_jax.models.tiny_vit import TINY_VIT_NAMES, TinyViT
 from touchstone_jax.models.unet import renamed
 from touchstone_jax.models.ushape import check, per_stage, recomputed
 
-ENCODERS = ("tiny_vit", "vit")
+ENCODERS: dict[str, type[nnx.Module]] = {"tiny_vit": TinyViT, "vit": SamViT}
+GIVEN = ("inputs", "side", "outputs", "how")
+"""Arguments of encoders that `SAMAdapter` chooses."""
 
 
 class SAMAdapter(nnx.Module):
@@ -240,11 +243,14 @@ def _encoder(
     """The image encoder.
 
     Raises:
-        ValueError: another name, or lists that do not have one number for each stage.
+        ValueError: another name or option, or lists that do not have one number for each stage.
     """
     if name not in ENCODERS:
         raise ValueError(f"sam_adapter: encoder={name!r}; legal: {', '.join(ENCODERS)}")
-    config = dict(config)
+    config, legal = dict(config), [o for o in options_of(ENCODERS[name]) if o not in GIVEN]
+    for key in config:
+        if key not in legal:
+            raise unknown(f"option of sam_adapter's encoder {name!r}", key, legal)
     if name == "vit":
         return SamViT(inputs, side, outputs=outputs, how=how, **config)
     for key, given in config.items():

@@ -148,10 +148,15 @@ class SegVol(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         sizes = {"decoder_hidden": decoder_hidden, "quality_hidden": quality_hidden}
+        sizes |= {"width": width, "heads": heads, "decoder_heads": decoder_heads}
         check("segvol", dtype, layers=layers, hidden=hidden, **sizes)
         check_decoder("segvol", width, decoder_heads)
-        self.patch = triple(patch, "segvol: patch")
-        turned, token = self.patch[::-1], triple(token, "segvol: token")[::-1]
+        if width % heads:
+            raise ValueError(f"segvol: heads={heads} does not divide width={width}")
+        self.patch, token = triple(patch, "segvol: patch"), triple(token, "segvol: token")
+        if any(n % t for n, t in zip(self.patch, token, strict=True)):
+            raise ValueError(f"segvol: patch={self.patch}; expected multiples of token={token}")
+        turned, token = self.patch[::-1], token[::-1]
         vectors = read_embeddings(embeddings, num_classes - 1, organs)
         if not aligned and vectors.shape[1] != width:
             raise ValueError(f"segvol: embeddings {vectors.shape}; expected width={width} of each")

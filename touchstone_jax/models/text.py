@@ -87,7 +87,7 @@ def read_embeddings(
 
     Raises:
         ValueError: another kind of file, other shapes, values that are not finite, an organ that
-            the file has not, or fewer names or vectors than organs.
+            the file has not, a name that it has twice, or fewer names or vectors than organs.
         FileNotFoundError: no such file.
     """
     if organs is not None and len(organs) != count:
@@ -106,6 +106,8 @@ def read_embeddings(
         raise ValueError(
             f"{told}: {len(vectors)} vectors with {len(names)} names for {count} organs"
         )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{told}: {twice[0]!r} is named twice; expected each name once")
     for organ in organs or ():
         if organ not in names:
             raise unknown(f"organ of {told},", organ, names)

@@ -228,7 +228,7 @@ def per_stage(label: str, name: str, given: Sequence[int], count: int) -> tuple[
     Raises:
         ValueError: anything else.
     """
-    found = tuple(given)
+    found = tuple(given) if isinstance(given, Sequence) else (given,)
     if len(found) != count or not all(type(n) is int and n >= 1 for n in found):
         raise ValueError(f"{label}: {name}={found!r}; expected {count} integers from 1")
     return found
