@@ -162,8 +162,14 @@ class Store:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not cluster.lost(error):  # without one of the hosts no save will ever be whole
-            self.close()
+        if cluster.lost(error):  # without one of the hosts no save will ever be whole
+            return
+        if error is not None and jax.process_count() > 1:
+            if not isinstance(error, Exception):  # Ctrl-C may have come to this host alone
+                return
+            if not isinstance(error, cluster.Preempted):
+                cluster.fail_together(error)
+        self.close()
 
 
 def _steps(place: Path) -> list[int]:

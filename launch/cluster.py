@@ -27,6 +27,10 @@ class Preempted(Exception):
     """The scheduler has asked this run to end; what there is has been saved."""
 
 
+class FailedAlone(Exception):
+    """This host has failed and others have not, so that they wait for it where it will not come."""
+
+
 def join(*, preemptible: bool = False) -> None:
     """Connect to the other processes, if there are any; before any use of a device.
 
@@ -43,7 +47,7 @@ def join(*, preemptible: bool = False) -> None:
     if jax.distributed.is_initialized() or address == "none":
         return
     jax.config.update("jax_enable_preemption_service", preemptible)
-    how: dict[str, Any] = {"heartbeat_timeout_seconds": _whole(TIMEOUT) or 100}
+    how: dict[str, Any] = {"heartbeat_timeout_seconds": _patience()}
     count, index = _whole(COUNT), _whole(INDEX)
     if address and count is not None and index is not None:
         how |= {
@@ -71,6 +75,10 @@ def _whole(name: str) -> int | None:
     return int(text) if text else None
 
 
+def _patience() -> int:
+    return _whole(TIMEOUT) or 100
+
+
 # ------------------------------------------------------------------------- together
 
 
@@ -94,6 +102,21 @@ def all_say(ok: bool) -> bool:
         return ok
     barrier("all say")
     return bool(multihost_utils.process_allgather(np.int32(ok)).all())
+
+
+def fail_together(error: BaseException) -> None:
+    """After `error` on this host: return once every other host has failed, too.
+
+    Raises:
+        FailedAlone: some have not within the time after which a silent host is lost.
+    """
+    if isinstance(error, FailedAlone):
+        raise error
+    wait = ocp.multihost.get_barrier_sync_fn()
+    try:
+        wait(key="failed", timeout_ms=_patience() * 1000)
+    except jax.errors.JaxRuntimeError:
+        raise FailedAlone(f"this host alone failed: {told(error)}") from error
 
 
 _STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")

@@ -119,6 +119,17 @@ def test_a_lost_host_ends_the_other_with_a_message(tmp_path: Path) -> None:
     assert "goes on from what is saved" in told or first.returncode < 0
 
 
+def test_a_host_that_fails_alone_does_not_leave_the_other_waiting(tmp_path: Path) -> None:
+    done = rehearse(tmp_path / "w", "--config.task.fail=host 1", "--host-timeout=5")
+    told = (tmp_path / "w/rehearse/process1.log").read_text()
+    assert done.returncode == 1 and "this host alone failed: stale file handle" in told
+    assert "error: this host failed; the same command goes on" in told
+    # Where all fail together, they go on together with the next run.
+    done = rehearse(tmp_path / "v", "--config.steps=2", card=f"{CARD}:failing")
+    assert done.returncode == 1 and "evaluation broke" in done.stderr
+    assert "| sound" in done.stdout and (tmp_path / "v/sound/seed0/results.json").is_file()
+
+
 def test_a_rehearsal_hands_on_sigterm_and_leaves_nothing_running(tmp_path: Path) -> None:
     for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
         folder = tmp_path / number.name

@@ -134,6 +134,8 @@ class Toy:
 
     def evaluate(self, state: Any, split: str, feed: Any) -> Iterator[tuple[str, float]]:
         self._perhaps_die(int(state["rest"]["steps"]))
+        if self.fail == f"host {jax.process_index()}":
+            raise OSError("stale file handle")
         if self.fail == "evaluate" and split == "test":
             raise RuntimeError("evaluation broke")
         score = jax.jit(self._score)
