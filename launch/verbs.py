@@ -53,11 +53,14 @@ def show_table(
 ) -> None:
     """Print the one table and write it to table.json and table.md.
 
-    `complete` names the leaves with which `train` had nothing left to do.
+    `complete` names the leaves with which `train` had nothing left to do. With `partial` a table
+    of trainings that are not at their end is printed alone: the files say that all have ended.
     """
     table = evaluation.tabulate(leaves, partial=partial)
     text = evaluation.markdown(table)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and partial and any(results(leaf) is None for leaf in leaves):
+        print(text, end="", flush=True)
+    elif jax.process_index() == 0:
         write_json(workdir / "table.json", table | {"complete": list(complete)})
         (workdir / "table.md").write_text(text, encoding="utf-8")
         print(text, end="", flush=True)
@@ -77,6 +80,7 @@ class _Failures:
         # The other leaves would have neither space nor hosts.
         if no_space(error) or cluster.lost(error):
             raise error
+        cluster.fail_together(error)
         self.code = 1
         expected = refusal or isinstance(error, NotFinite)
         told = f"error: {error}\n" if expected else "".join(traceback.format_exception(error))
@@ -114,6 +118,8 @@ def _train(
     profile: int,
 ) -> int:
     failures = _Failures()
+    if jax.process_index() == 0:
+        (workdir / "table.md").unlink(missing_ok=True)  # of fewer steps, runs or seeds
     for leaf in leaves:
         try:
             if jax.process_index() == 0:

@@ -33,6 +33,19 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_as_if_never_stopped(
         assert np.array_equal(array, got[path]), path
 
 
+def test_the_table_stands_for_the_end_of_all_runs(launch: Callable, tmp_path: Path, capsys) -> None:
+    table, kills = tmp_path / "w/table.md", tmp_path / "kills"
+    keys = (f"task.kills={kills}", "eval_every=1")
+    kills.write_text("3=SIGTERM")
+    assert launch(tmp_path / "w", "steps=2", *keys) == 0 and table.exists()
+    # Schedulers' scripts look for it: one of fewer steps would end their starting again.
+    assert launch(tmp_path / "w", "steps=6", *keys) == 0 and not table.exists()
+    capsys.readouterr()
+    assert launch(tmp_path / "w", "steps=6", *keys, verb="evaluate") == 0 and not table.exists()
+    assert "| test/accuracy |" in capsys.readouterr().out
+    assert launch(tmp_path / "w", "steps=6", *keys) == 0 and table.exists()
+
+
 def test_sigterm_after_the_last_step_leaves_the_rest_for_the_next_start(
     launch: Callable, tmp_path: Path, capsys
 ) -> None:
