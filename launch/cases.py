@@ -59,7 +59,11 @@ def _rows(file: Path) -> list[Row]:
     """The sound lines of a record; a damaged one is passed over, so that its case is done again."""
     found = []
     # Not read as text: a disk error may leave bytes that are none.
-    for line in file.read_bytes().splitlines() if file.is_file() else ():
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:  # or the first process has just joined it to its own
+        lines = []
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:

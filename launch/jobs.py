@@ -31,6 +31,7 @@ from launch.workdir import (
     no_space,
     read_json,
     refuse_changes,
+    same,
     stored_identity,
     write_json,
 )
@@ -160,7 +161,7 @@ def _agree(
         differ = {
             key: f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
             for key in sorted(before.keys() | after.keys())
-            if before.get(key, "absent") != after.get(key, "absent")
+            if not same(before.get(key, "absent"), after.get(key, "absent"))
         }
         places = {key for key in differ if _names_a_place(job, key)}
         other = _other_case(job, cases, record) if places else ""

@@ -96,8 +96,9 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, RecursionError):
         aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
-        print(f"{path} is damaged and was set aside as {aside.name}", file=sys.stderr)
+        with contextlib.suppress(FileNotFoundError):  # another process has just done it
+            path.replace(aside)
+            print(f"{path} is damaged and was set aside as {aside.name}", file=sys.stderr)
         return None
 
 
@@ -140,6 +141,11 @@ def dotted(values: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a config are the same; NaN is what it was."""
+    return a == b or repr(a) == repr(b)
+
+
 def changes(
     old: Mapping, new: Mapping, *, grow: bool = True, places: Collection[str] = ()
 ) -> list[str]:
@@ -151,9 +157,8 @@ def changes(
     before, after, told = dotted(old), dotted(new), []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "absent"), after.get(key, "absent")
-        same = a == b or repr(a) == repr(b)  # NaN is what it was
         top, _, inner = key.partition(".")
-        if same or key in FREE or top == "jobs":
+        if same(a, b) or key in FREE or top == "jobs":
             continue
         placed = top == "task" and inner.partition(".")[0] in places
         if placed and isinstance(a, str) and isinstance(b, str):
@@ -211,7 +216,7 @@ def _other_data(leaf: Leaf, task: Task) -> list[str]:
             f"{key.lstrip('.') or 'it'} was {before.get(key, 'absent')!r}, is "
             f"{after.get(key, 'absent')!r}"
             for key in sorted(before.keys() | after.keys())
-            if before.get(key, "absent") != after.get(key, "absent")
+            if not same(before.get(key, "absent"), after.get(key, "absent"))
         ]
         if differ:
             value = leaf.config["task"].get(name, "the default")

@@ -62,6 +62,15 @@ FILES = {"cases.jsonl", "job.json", "all.txt"}
 # ------------------------------------------------------------------------- the loop
 
 
+def test_nan_among_the_keywords_is_no_change(prepare: Callable, tmp_path: Path, capsys) -> None:
+    card = (tmp_path / "card.py").read_text().replace("None", 'float("nan")')
+    (tmp_path / "nan.py").write_text(card)
+    assert prepare(card="nan.py") == 0 and Shout.seen == ("a", "b", "c")
+    assert prepare(card="nan.py") == 0 and Shout.seen == ()
+    assert prepare(card="card.py") == 2
+    assert "jobs.prepare.limit: nan -> None" in capsys.readouterr().err
+
+
 def test_a_folder_in_a_folder_out_and_once_only(prepare, texts, tmp_path, capsys) -> None:
     assert prepare() == 0
     assert f"prepare: 3 of 3 cases done: {tmp_path / 'w/prepare'}" in capsys.readouterr().out
