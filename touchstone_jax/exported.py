@@ -91,12 +91,14 @@ class Segment:
 
 def _volume(ct: Any, spacing_mm: Sequence[float] | None) -> Volume:
     if isinstance(ct, np.ndarray):
-        if spacing_mm is None or len(spacing_mm) != 3 or not min(spacing_mm) > 0 or ct.ndim != 3:
+        spacing = np.asarray(() if spacing_mm is None else spacing_mm, np.float64)
+        sound = spacing.shape == (3,) and bool((np.isfinite(spacing) & (spacing > 0)).all())
+        if not sound or ct.ndim != 3:
             raise ValueError(
                 f"an array {ct.shape} with spacing_mm={spacing_mm}: expected voxels (x, y, z) and "
                 "three numbers above 0"
             )
-        affine = np.diag([*map(float, spacing_mm), 1.0])
+        affine = np.diag([*spacing, 1.0])
         return Volume(np.asarray(ct, np.float32), Geometry(ct.shape, affine))
     if spacing_mm is not None:
         raise ValueError("spacing_mm is for arrays; a file has its own")

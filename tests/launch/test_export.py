@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -198,9 +199,11 @@ def test_what_is_no_exported_segmenter(classifier, segmenter, tmp_path: Path) ->
         Segment(jnp.sin, folder, window=(8, 8, 8))
     segment = Segment(lambda x: jnp.tile(x, 2), folder, overlap=0.0)
     assert segment.predictor()[2] == segment.plan.labels and segment.sliding.count((8, 8, 9)) == 2
-    for ct, spacing in ((np.zeros((8, 8, 8)), None), (np.zeros((8, 8)), (1, 1, 1))):
-        with pytest.raises(ValueError, match="expected voxels"):
-            segment(ct, spacing)
+    for spacing in (None, 4.0, (4, 5), (4, math.nan, 5), (4, math.inf, 5), (0, 4, 5)):
+        with pytest.raises(ValueError, match="expected voxels .* three numbers above 0"):
+            segment(np.zeros((8, 8, 8)), spacing)
+    with pytest.raises(ValueError, match="expected voxels"):
+        segment(np.zeros((8, 8)), (1, 1, 1))
     with pytest.raises(ValueError, match="a file has its own"):
         segment("ct.nii.gz", (1, 1, 1))
 
