@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from launch.experiment import told
 from tests.touchstone.cases import dataset, rewrite, stored_as
 from touchstone_jax import jobs
 from touchstone_jax.findings import read_findings
@@ -248,6 +250,14 @@ def test_a_fingerprint_changes_with_what_the_result_depends_on(data: Path) -> No
 def test_mistakes_are_told_before_any_work(data: Path, options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Prepare(str(data), **options)
+
+
+def test_a_missing_reader_is_told_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    for job in (Verify, Prepare):
+        with pytest.raises(ModuleNotFoundError) as found:
+            job(str(data))
+        assert "isnet-touchstone-jax[ct]" in told(found.value)
 
 
 def test_mistakes_about_files_are_told(data: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class OverCases:
     Raises:
         FileNotFoundError: no such folder, or no case in it.
         ValueError: an unknown layout, scheme or way of fingerprints, or an ambiguous data set.
+        ModuleNotFoundError: no nibabel, which every case would miss.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class OverCases:
             raise ValueError(
                 f"fingerprints={fingerprints!r}; legal values: {', '.join(FINGERPRINTS)}"
             )
+        import nibabel  # noqa: F401
+
         found = discover(data, layout, labels=source_labels)
         self._cases: dict[str, Case] = {case.id: case for case in found}
         self._by_stat = fingerprints == "stat"
