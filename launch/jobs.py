@@ -33,6 +33,7 @@ from launch.workdir import (
     refuse_changes,
     same,
     stored_identity,
+    trained,
     write_json,
 )
 
@@ -136,6 +137,12 @@ def _restore(job: Any, leaf: Leaf) -> None:
     # One device: the loop has no collectives, and a replicated program would run on all of them.
     mesh = meshes.alone()
     step = choose(leaf.folder, preferred(leaf))
+    reached, asked = trained(leaf.folder), leaf.experiment.steps
+    if reached < asked and jax.process_index() == 0:
+        print(
+            f"{leaf.label}: trained to step {reached} of {asked}; checkpoint {step} is used",
+            file=sys.stderr,
+        )
     task = make_inferring(leaf.experiment, stored_identity(leaf.folder, step))
     state, _ = chosen(leaf, task, mesh)
     try:

@@ -217,7 +217,9 @@ def test_a_finish_that_fails_costs_no_case(prepare, texts, tmp_path, capsys) -> 
 # ------------------------------------------------------------------------- a trained state
 
 
-def test_a_job_is_given_the_state_of_the_checkpoint(launch, last_state, tmp_path, capsys) -> None:
+def test_a_job_is_given_the_state_of_the_checkpoint(
+    launch, last_state, tmp_path, capsys, monkeypatch
+) -> None:
     text = (
         Path(CARD)
         .read_text()
@@ -247,6 +249,10 @@ def test_a_job_is_given_the_state_of_the_checkpoint(launch, last_state, tmp_path
     assert "task.noise: 0.1 -> 1.0" in capsys.readouterr().err
     narrow = ("eval_every=0", "jobs.predict.ids=('narrow',)")
     again = {"verb": "predict", "card": card, "flags": ("--force",)}
+    # Stopped before its end: said, and no obstacle.
+    monkeypatch.setattr("launch.jobs.trained", lambda folder: 1)
+    assert launch(work, "steps=3", *keys, **again) == 0
+    assert "trained to step 1 of 3; checkpoint 3 is used" in capsys.readouterr().err
     assert launch(work, "steps=3", *narrow, **again) == 2
     assert "error: Score: the state is too wide" in capsys.readouterr().err
     assert launch(work, "seeds=2", *keys, verb="predict", card=card) == 2
