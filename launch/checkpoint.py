@@ -11,6 +11,7 @@ import gc
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -268,8 +269,9 @@ def _read(checkpoint: Path, placed: Any) -> tuple[State | None, str]:
                 state = reader.restore(checkpoint.absolute() / "state", placed)
         except Exception as raised:  # a damaged file can raise anything
             error = _line(raised)  # the error itself would keep abandoned reads alive
-        if error:
-            gc.collect()  # so that those end here, not at some later moment
+        for pause in (0.0, 0.1, 0.3) if error else ():  # so that those end here, not later on
+            time.sleep(pause)  # some are held by threads that have not given up yet
+            gc.collect()
     one = jax.tree.leaves(placed)[0].sharding.is_fully_addressable  # work that this host does alone
     if not (not error if one else cluster.all_say(not error)):
         return None, error or "another host cannot read its part"

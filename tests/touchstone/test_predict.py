@@ -277,7 +277,7 @@ def test_train_predict_evaluate_by_the_launcher(
 
     assert launch("train") == 0
     assert launch("predict") == 1
-    assert "1 of 3 cases failed: lps (lps: ct.nii.gz is truncated" in capsys.readouterr().err
+    assert "1 of 3 cases failed: lps (ct.nii.gz is truncated" in capsys.readouterr().err
     stamp = (work / "predict" / "ras" / "combined_labels.nii.gz").stat().st_mtime_ns
     assert not (work / "predict" / "lps").exists()
     assert launch("evaluate") == 0
