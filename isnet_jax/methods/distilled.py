@@ -11,7 +11,7 @@ from isnet_jax import distill
 from isnet_jax.data.splits import TRAIN
 from isnet_jax.legal import call
 from isnet_jax.methods.fit import Batches
-from isnet_jax.methods.network import Array, Network, State, maker
+from isnet_jax.methods.network import Array, Network, State, maker, valid_means
 from isnet_jax.methods.setting import Setting
 from isnet_jax.methods.teacher import Teacher
 
@@ -92,7 +92,7 @@ class Distilled:
             training=training,
             rng=rng,
         )
-        values = {name: term.mean() for name, term in terms.items()}
+        values = valid_means(terms, batch)
         return values["loss"], (values, {"rest": rest})
 
     def keep(self, params: Any, before: Any) -> Any:

@@ -15,7 +15,7 @@ from isnet_jax.legal import call
 from isnet_jax.losses import HeatmapLoss, tune_cuts
 from isnet_jax.lrp import create as create_composite
 from isnet_jax.methods.fit import Batches, Fit
-from isnet_jax.methods.network import Array, Network, State, maker
+from isnet_jax.methods.network import Array, Network, State, maker, valid_means
 from isnet_jax.methods.setting import Setting
 
 
@@ -91,9 +91,7 @@ class Explained:
             training=training,
             rng=rng if training else None,
         )
-        valid = batch.get("valid", jnp.ones(len(batch["label"]), bool))
-        count = jnp.maximum(valid.sum(), 1).astype(jnp.float32)
-        values = {name: jnp.where(valid, term, 0).sum() / count for name, term in terms.items()}
+        values = valid_means(terms, batch)
         return values["loss"], (values, {"rest": rest})
 
     def prepare(self, state: State, batches: Batches) -> State:

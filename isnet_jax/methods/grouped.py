@@ -18,7 +18,7 @@ from isnet_jax.data.splits import TRAIN
 from isnet_jax.legal import call, number
 from isnet_jax.lrp import taps
 from isnet_jax.methods.fit import Batches, Fit
-from isnet_jax.methods.network import Array, Network, State, maker
+from isnet_jax.methods.network import Array, Network, State, maker, valid_means
 from isnet_jax.methods.setting import Setting
 
 KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -85,7 +85,7 @@ class Grouped:
         graphs, rest = self.network.graphs, state["rest"]
         if not training:
             terms, rest = isnet.sample_terms(graphs, params, rest, batch, None, training=False)
-            values = {name: term.mean() for name, term in terms.items()}
+            values = valid_means(terms, batch)
             return values["loss"], (values, {"rest": rest})
         batch = {**batch, "group": state["groups"][batch["index"]]}
         after: State = {"step": state["step"] + 1}

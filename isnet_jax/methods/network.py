@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from isnet_jax import isnet
@@ -61,6 +62,14 @@ def maker(
 def plain_logits(output: Any) -> Array:
     """The logits (b, k) of a network that returns them, alone or as `logits` beside others."""
     return getattr(output, "logits", output)
+
+
+def valid_means(terms: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Means of terms (b,) over the rows that "valid" of the batch tells, over all without it."""
+    valid = batch.get("valid", jnp.ones(len(batch["image"]), bool))
+    count = jnp.maximum(valid.sum(), 1)
+    totals = {name: jnp.where(valid, term, 0).sum() for name, term in terms.items()}
+    return {name: total / count.astype(total.dtype) for name, total in totals.items()}
 
 
 class Network:

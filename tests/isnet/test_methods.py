@@ -90,6 +90,20 @@ def test_a_step_keeps_the_state_s_form_and_has_a_gradient_in_every_method(name):
     assert {"loss", "gradient_norm", "accuracy"} <= set(values)
 
 
+@pytest.mark.parametrize("name", ["selective", "pgi", "distillation"])
+def test_rows_that_only_fill_a_batch_up_leave_the_loss_alone(name):
+    task = make(**CASES[name])
+    state, batch = started(task), batches_of(task, 4)(0)
+    batch["valid"] = jnp.asarray([True, True, True, False])
+    score = fast_jit(lambda batch: task._score.__wrapped__(task, state, batch))
+    loss, count = score(batch)
+    other = batch["image"].at[3].set(0.5)
+    assert int(count) == 3 and float(loss) > 0
+    assert float(score({**batch, "image": other})[0]) == pytest.approx(float(loss), rel=1e-6)
+    every = {**batch, "image": other, "valid": jnp.ones(4, bool)}
+    assert float(score(every)[0]) != pytest.approx(float(loss), rel=1e-3)
+
+
 # ------------------------------------------------------------------ what is prepared
 
 
