@@ -23,7 +23,8 @@ from launch.stream import Stream
 from launch.train import abstract_state, trace_step
 from launch.workdir import write_json
 
-# Nothing is run: its machine code need not be good, and making it so takes most of the time.
+# Nothing is run: its machine code need not be good, and making it so takes most of the time. Other
+# platforms' compilers need not know these options.
 _UNRUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -121,7 +122,8 @@ def _examine(
     work = costs.operations(traced.jaxpr)
     report |= {"devices": mesh.size, "mesh": dict(mesh.shape), "operations": dict(work)}
     show(report)
-    compiled = traced.lower().compile(compiler_options=_UNRUN)
+    on_cpu = mesh.local_devices[0].platform == "cpu"
+    compiled = traced.lower().compile(compiler_options=_UNRUN if on_cpu else None)
     peak = peaks.sheet(on) if on else peaks.peak(mesh.local_devices[0], work)
     assert peak is not None  # `on` was looked up before the run was
     report |= {
